@@ -1,0 +1,286 @@
+"""Everything that the store raises.
+
+    AegisStoreError
+    ├── InvalidInput (also a ValueError)      what was passed cannot be taken; nothing was written
+    │   ├── InvalidSession
+    │   ├── InvalidPolicy
+    │   └── InvalidEvent
+    │       └── EventTooLarge
+    ├── SessionNotFound                       the store does not hold what was named
+    ├── SessionExists
+    ├── SequenceConflict                      an append that must not happen
+    ├── EventIdConflict
+    ├── EventsTruncated                       a cursor that cannot be honoured
+    ├── CursorAhead
+    ├── StoreBusy                             the store cannot do it now
+    ├── StoreFull
+    ├── StoreUnavailable
+    ├── StoreClosed
+    ├── ReadOnlyStore
+    ├── NotAnAegisStore                       the file is refused, and left as it is
+    ├── StoreCorrupt
+    ├── SchemaMismatch
+    └── ImportRejected                        a file to import is refused as a whole
+
+Each has fields, and a message that says what happened, which value, and what to do next. Values appear in messages as
+`repr` writes them, shortened, so that no message carries a control character. Payloads never appear.
+"""
+
+from datetime import datetime
+from typing import Any, Self
+
+_SHOWN_CHARACTERS = 120
+
+
+def shown(value: object) -> str:
+    """`value` as it may stand in a message: quoted, printable, shortened."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+class AegisStoreError(Exception):
+    """The base of all errors of this package. No other exception of the database reaches a caller."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Fields are keyword-only, which the default way of pickling an exception does not know.
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[AegisStoreError], args: tuple[Any, ...], fields: dict[str, Any]) -> AegisStoreError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
+
+
+class InvalidInput(AegisStoreError, ValueError):
+    """An argument cannot be taken. Nothing was written."""
+
+
+class InvalidSession(InvalidInput):
+    """A session's id, tenant, owner, status or metadata cannot be taken. Nothing was written."""
+
+
+class InvalidPolicy(InvalidInput):
+    """A retention policy, or a session's own limit, cannot be taken. The one in force stays."""
+
+
+class InvalidEvent(InvalidInput):
+    """An event cannot be stored as it is, so it was not stored at all.
+
+    `path` leads to the place, for instance `payload.content[0].text`.
+    """
+
+    path: str
+
+    @classmethod
+    def at(cls, path: str, problem: str) -> Self:
+        error = cls(f"{path if len(path) <= 120 else f'{path[:60]}…{path[-50:]}'} {problem}")
+        error.path = path
+        return error
+
+
+class EventTooLarge(InvalidEvent):
+    """A payload is larger than the policy's `max_event_bytes`. The event was not stored.
+
+    `payload_bytes` is the size as JSON in UTF-8, a lower bound of it where counting stopped early.
+    """
+
+    def __init__(self, *, payload_bytes: int, max_event_bytes: int) -> None:
+        self.path = "payload"
+        self.payload_bytes = payload_bytes
+        self.max_event_bytes = max_event_bytes
+        super().__init__(
+            f"payload of {payload_bytes:,} bytes or more is over the limit of {max_event_bytes:,} (max_event_bytes): "
+            "keep the bulk elsewhere and point to it with payload_ref, or raise the limit in the retention policy"
+        )
+
+
+class SessionNotFound(AegisStoreError):
+    """The store holds no session of that id."""
+
+    def __init__(self, *, session_id: object) -> None:
+        self.session_id = session_id
+        super().__init__(f"no session {shown(session_id)} in this store: create_session or ensure_session makes it")
+
+
+class SessionExists(AegisStoreError):
+    """The id is taken. By whom is not said."""
+
+    def __init__(self, *, session_id: str) -> None:
+        self.session_id = session_id
+        super().__init__(
+            f"session id {shown(session_id)} is taken: choose another, or use ensure_session with the same tenant and owner"
+        )
+
+
+class SequenceConflict(AegisStoreError):
+    """The session's `last_seq` is not the expected one. Nothing was appended."""
+
+    def __init__(self, *, session_id: str, expected: int, actual: int) -> None:
+        self.session_id = session_id
+        self.expected = expected
+        self.actual = actual
+        super().__init__(
+            f"session {shown(session_id)} is at seq {actual}, not at {expected} as expected: "
+            "read what came in between, then append with the new last_seq"
+        )
+
+
+class EventIdConflict(AegisStoreError):
+    """The session holds another event of that `event_id`. Nothing was appended."""
+
+    def __init__(self, *, session_id: str, event_id: str, seq: int) -> None:
+        self.session_id = session_id
+        self.event_id = event_id
+        self.seq = seq
+        super().__init__(
+            f"session {shown(session_id)} holds event_id {shown(event_id)} at seq {seq} with other content: "
+            "repeat an append with the same type, payload, run_id and payload_ref, or use a new event_id"
+        )
+
+
+class EventsTruncated(AegisStoreError):
+    """Events above the cursor were removed before they were read.
+
+    For a session, `requested_seq` is the cursor and `first_seq` to `last_seq` the retained range (empty when
+    `first_seq` is `last_seq + 1`). For the whole store (`session_id` None) all three are positions: `first_seq` is
+    the one after the last removal, from which on nothing is missing.
+    """
+
+    def __init__(
+        self,
+        *,
+        session_id: str | None,
+        requested_seq: int,
+        first_seq: int,
+        last_seq: int,
+        removed_at: datetime | None,
+        reason: str | None,
+    ) -> None:
+        self.session_id = session_id
+        self.requested_seq = requested_seq
+        self.first_seq = first_seq
+        self.last_seq = last_seq
+        self.removed_at = removed_at
+        self.reason = reason
+        if session_id is None:
+            what = f"events of the store after position {requested_seq} were removed, the last of them before {first_seq}"
+        else:
+            kept = f"{first_seq}..{last_seq}" if first_seq <= last_seq else "none"
+            what = f"events of session {shown(session_id)} after seq {requested_seq} were removed; retained: {kept}"
+        when = f" at {removed_at.isoformat()}" if removed_at else ""
+        why = f" by {reason}" if reason else ""
+        super().__init__(f"{what} (removed{when}{why}): pass on_gap='skip' to go on with what is retained")
+
+
+class CursorAhead(AegisStoreError):
+    """The cursor lies beyond the last event: a cursor of another store, or of this one before a restore."""
+
+    def __init__(self, *, session_id: str | None, requested_seq: int, last_seq: int) -> None:
+        self.session_id = session_id
+        self.requested_seq = requested_seq
+        self.last_seq = last_seq
+        whose = f"session {shown(session_id)}" if session_id is not None else "the store"
+        super().__init__(
+            f"cursor {requested_seq} is beyond the last event of {whose}, {last_seq}: it belongs to another store or to "
+            "a time before a restore; read again from the start (no cursor)"
+        )
+
+
+class StoreBusy(AegisStoreError):
+    """Another writer held the store for longer than the busy timeout. Nothing was written; try again."""
+
+    def __init__(self, *, store: str, waited_ms: int) -> None:
+        self.store = store
+        self.waited_ms = waited_ms
+        super().__init__(
+            f"store {shown(store)} was held by another writer for {waited_ms:,} ms: try again, or raise busy_timeout_ms"
+        )
+
+
+class StoreFull(AegisStoreError):
+    """The disk, a quota or a file-size limit is full. What was asked for was not done, what was stored stays."""
+
+    def __init__(self, *, store: str, detail: str) -> None:
+        self.store = store
+        self.detail = detail
+        super().__init__(f"no room to write to store {shown(store)} ({detail}): free some space, then try again")
+
+
+class StoreUnavailable(AegisStoreError):
+    """The store cannot be reached, read or written. Nothing is known to be wrong with its content."""
+
+    def __init__(self, *, store: str, detail: str) -> None:
+        self.store = store
+        self.detail = detail
+        super().__init__(f"cannot use store {shown(store)}: {detail}")
+
+
+class StoreClosed(AegisStoreError):
+    """The store object was closed."""
+
+    def __init__(self, *, store: str) -> None:
+        self.store = store
+        super().__init__(f"store {shown(store)} is closed: open it again with EventStore.open")
+
+
+class ReadOnlyStore(AegisStoreError):
+    """A write to a store that was opened read-only, or that this process may not write."""
+
+    def __init__(self, *, store: str) -> None:
+        self.store = store
+        super().__init__(
+            f"store {shown(store)} is read-only here: open it without read_only, as a user who may write it and its directory"
+        )
+
+
+class NotAnAegisStore(AegisStoreError):
+    """The file is something else. It was left as it is."""
+
+    def __init__(self, *, store: str, detail: str) -> None:
+        self.store = store
+        self.detail = detail
+        super().__init__(f"{shown(store)} is not an Aegis store but {detail}: it was left as it is; check the path")
+
+
+class StoreCorrupt(AegisStoreError):
+    """The store is damaged. It was left as it is."""
+
+    def __init__(self, *, store: str, detail: str) -> None:
+        self.store = store
+        self.detail = detail
+        super().__init__(
+            f"store {shown(store)} is damaged ({detail}): it was left as it is; keep a copy of it with its -wal file, "
+            "then restore a backup"
+        )
+
+
+class SchemaMismatch(AegisStoreError):
+    """The store's schema is older or newer than this library's. It was left as it is."""
+
+    def __init__(self, *, store: str, found: str, expected: str) -> None:
+        self.store = store
+        self.found = found
+        self.expected = expected
+        super().__init__(
+            f"store {shown(store)} has schema {shown(found)}, this library works with {shown(expected)}: {self.hint}"
+        )
+
+    @property
+    def hint(self) -> str:
+        """The command that mends it."""
+        # Revisions are numbered, so that their names sort as they follow each other; "base" is no schema at all.
+        if self.found == "base" or self.found < self.expected:
+            return "run `aegis-store upgrade` (or `alembic upgrade head`) with the new version, once, as a deploy"
+        return "run `pip install --upgrade aegis-store` where this process runs; a newer version has upgraded the store"
+
+
+class ImportRejected(AegisStoreError):
+    """A file to import is malformed or of an unknown format. Nothing of it was imported. `place` says where."""
+
+    def __init__(self, *, file: str, place: str, detail: str) -> None:
+        self.file = file
+        self.place = place
+        self.detail = detail
+        super().__init__(f"{shown(file)} was not imported: {detail} ({place}); nothing of it was taken")

@@ -1,0 +1,225 @@
+"""The nouns of the store: what it takes, what it gives. No SQL, no decisions."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from aegis_store.errors import InvalidEvent, InvalidInput, InvalidSession, shown
+from aegis_store.settings import MAX_TEXT_BYTES
+
+Json = Any
+"""A JSON value: None, bool, int, float, str, a list of such, or a dict of such by str."""
+
+
+class Unlimited(enum.Enum):
+    UNLIMITED = "unlimited"
+
+    def __repr__(self) -> str:
+        return "UNLIMITED"
+
+
+UNLIMITED: Final = Unlimited.UNLIMITED
+"""No limit. As `max_events`: the session keeps all of its events until it is pruned by another limit."""
+
+
+class Unchanged(enum.Enum):
+    UNCHANGED = "unchanged"
+
+    def __repr__(self) -> str:
+        return "UNCHANGED"
+
+
+UNCHANGED: Final = Unchanged.UNCHANGED
+"""As an argument of `update_session`: leave this field as it is."""
+
+
+class Status(enum.StrEnum):
+    """Where a session stands. `closed`, `completed` and `failed` are terminal."""
+
+    INITIALIZING = "initializing"
+    IDLE = "idle"
+    RUNNING = "running"
+    PAUSED = "paused"
+    INTERVENING = "intervening"
+    CLOSING = "closing"
+    CLOSED = "closed"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in TERMINAL_STATUSES
+
+    @classmethod
+    def of(cls, value: str) -> "Status":
+        """The status of that name; `InvalidSession` if there is none."""
+        try:
+            return cls(value)
+        except ValueError:
+            known = ", ".join(cls)
+            raise InvalidSession(f"status {shown(value)} is not one of {known}") from None
+
+
+TERMINAL_STATUSES: Final = (Status.CLOSED, Status.COMPLETED, Status.FAILED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEvent:
+    """An event to append; the arguments of `EventStore.append` as a value, for `append_many`."""
+
+    type: str
+    payload: Json
+    event_id: str | None = None
+    occurred_at: datetime | None = None
+    run_id: str | None = None
+    payload_ref: str | None = None
+
+
+class Event(NamedTuple):
+    """A stored event. Use the names: later versions may add fields at the end.
+
+    A named tuple since making one takes a fifth of the time of a frozen dataclass, on every append and for every
+    event of a page (0.4 against 1.9 µs).
+    """
+
+    session_id: str
+    seq: int
+    position: int
+    type: str
+    payload: Json
+    occurred_at: datetime
+    recorded_at: datetime
+    event_id: str | None
+    run_id: str | None
+    payload_ref: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Some events of a session, by rising `seq`, and what was retained at the moment of reading.
+
+    `next_after_seq` is the cursor for the next page. `has_more` says that events beyond it were stored by then.
+    `missed` counts the events between the cursor and `first_seq` that were removed (only with `on_gap="skip"`).
+    """
+
+    events: list[Event]
+    first_seq: int
+    last_seq: int
+    next_after_seq: int
+    has_more: bool
+    missed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A session as it stood when it was read.
+
+    `first_seq` to `last_seq` are retained, none when `first_seq` is `last_seq + 1`. Numbers below `first_seq` were
+    removed (`removed_events` of them; `removed_bytes` counts the payloads of those that this store held), the last
+    time at `removed_at` because of `removed_reason`. `max_events` None inherits the policy's.
+    """
+
+    session_id: str
+    tenant: str
+    owner: str
+    status: Status
+    metadata: Mapping[str, Json]
+    first_seq: int
+    last_seq: int
+    retained_bytes: int
+    max_events: int | Unlimited | None
+    hold: bool
+    created_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None
+    last_event_at: datetime | None
+    removed_bytes: int
+    removed_at: datetime | None
+    removed_reason: str | None
+
+    @property
+    def event_count(self) -> int:
+        """How many events are retained."""
+        return self.last_seq - self.first_seq + 1
+
+    @property
+    def removed_events(self) -> int:
+        """How many events have gone in the session's life."""
+        return self.first_seq - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionPage:
+    """Some sessions, newest update first. `cursor` continues the list; None at its end."""
+
+    sessions: list[Session]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStats:
+    """The store at a glance, at one moment.
+
+    `sessions` counts by status. `retained_bytes` are payloads alone; `file_bytes` is what the database and its
+    write-ahead log take on disk, `free_bytes` how much of it is empty pages.
+    """
+
+    sessions: Mapping[Status, int]
+    events: int
+    retained_bytes: int
+    removed_events: int
+    removed_bytes: int
+    file_bytes: int
+    free_bytes: int
+
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+def to_us(moment: datetime) -> int:
+    """Microseconds since the epoch, exact. `ValueError` for a datetime without a time zone."""
+    if moment.utcoffset() is None:
+        raise ValueError("has no time zone: pass an aware datetime, for instance datetime.now(UTC)")
+    return (moment - EPOCH) // _MICROSECOND
+
+
+def from_us(us: int) -> datetime:
+    """The aware UTC datetime of that many microseconds since the epoch, exact."""
+    return EPOCH + timedelta(0, us // 1_000_000, us % 1_000_000)
+
+
+def checked_text(name: str, value: object, error: type[InvalidInput], max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """`value` if it can be an id or a type: 1 to `max_bytes` bytes of UTF-8, no control characters, no surrogates."""
+    if type(value) is not str and not isinstance(value, str):
+        raise _invalid(error, name, f"must be text, not {type(value).__name__}")
+    problem = _text_problem(str.__str__(value), max_bytes)
+    if problem:
+        raise _invalid(error, name, problem)
+    return str.__str__(value)
+
+
+@lru_cache(maxsize=4096)  # types and ids come again and again; looked up in 0.1 µs, checked in 1.5
+def _text_problem(value: str, max_bytes: int) -> str | None:
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        return "holds a lone surrogate, half of an emoji for instance: cut text between characters"
+    if not 1 <= size <= max_bytes:
+        return f"must be 1 to {max_bytes} bytes of UTF-8, not {size}"
+    control = next((c for c in value if c < " " or "\x7f" <= c <= "\x9f"), None)
+    return f"holds the control character {control!r}" if control is not None else None
+
+
+def _invalid(error: type[InvalidInput], name: str, problem: str) -> InvalidInput:
+    return error.at(name, problem) if issubclass(error, InvalidEvent) else error(f"{name} {problem}")
+
+
+def checked_count(name: str, value: object, low: int, high: int) -> int:
+    """`value` if it is a whole number from `low` to `high`; `InvalidInput` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidInput(f"{name} must be a whole number from {low:,} to {high:,}, not {shown(value)}")
+    return value
