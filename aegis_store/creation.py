@@ -1,0 +1,119 @@
+"""A new store: made beside its name, migrated, synced, closed, and only then linked into place.
+
+So no one ever sees half a store, whoever is killed when, and of several processes that create the same store at once one
+wins and the others use its store.
+"""
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from aegis_store import driver, gate, migrate
+from aegis_store.database import Target, errors_of
+from aegis_store.schema import APPLICATION_ID
+from aegis_store.settings import ORPHAN_AGE_S, PAGE_SIZE_BYTES
+
+_SIDE_SUFFIXES: Final = ("", "-journal", "-wal", "-shm")
+
+
+def create(target: Target) -> None:
+    """Create a store at head, mode 0600, with the directories that are missing (mode 0700). If it stands already: nothing.
+
+    Raises `StoreUnavailable` and `StoreFull`; then no file is left behind.
+    """
+    with new_store(target) as draft:
+        migrate.upgrade(draft)
+
+
+@contextmanager
+def new_store(target: Target) -> Iterator[Target]:
+    """A draft of a store, without a schema yet. When the block ends well it becomes the store at `target`."""
+    with errors_of(str(target)):
+        _make_directories(target.path.parent)
+        _sweep_orphans(target)
+        draft = Target(target.path.with_name(f"{target.path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"))
+        os.close(os.open(draft.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        try:
+            _prepare(draft)
+            yield draft
+            _finish(draft)
+            _publish(draft.path, target.path)
+        finally:
+            for suffix in _SIDE_SUFFIXES:
+                draft.side_file(suffix).unlink(missing_ok=True)
+
+
+def _make_directories(directory: Path) -> None:
+    missing = []
+    while not directory.exists():
+        missing.append(directory)
+        directory = directory.parent
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
+def _sweep_orphans(target: Target) -> None:
+    """Remove the drafts of processes that died while they created this store."""
+    draft_name = re.compile(re.escape(target.path.name) + r"\.\d+-[0-9a-f]{8}\.tmp(-journal|-wal|-shm)?")
+    oldest = time.time() - ORPHAN_AGE_S
+    with os.scandir(target.path.parent) as entries:
+        for entry in entries:
+            # Another process may sweep too, or publish its draft just now: then there is nothing left to do.
+            with suppress(FileNotFoundError):
+                if draft_name.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
+                    os.unlink(entry.path)
+
+
+def _prepare(draft: Target) -> None:
+    # In this order: SQLite ignores auto_vacuum, without a word, once WAL is on or a table exists. The application id is
+    # the first thing written, and makes both settings last.
+    with closing(driver.dbapi.connect(draft.uri("mode=rw"), uri=True, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA page_size = {PAGE_SIZE_BYTES}")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+def _finish(draft: Target) -> None:
+    # WAL is written into the file here, where no one else has it open: switching a live file can fail as "locked" at once.
+    with closing(driver.dbapi.connect(draft.uri("mode=rw"), uri=True, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL").fetchall()
+    descriptor = os.open(draft.path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(draft: Path, final: Path) -> None:
+    try:
+        os.link(draft, final)
+    except FileExistsError:
+        return  # another process was faster: its store is as good as this one
+    except OSError:
+        # A file system without links. Two processes that get here at the same moment could replace each other's empty
+        # store; there is no way to rename without replacing that Python offers on every system.
+        if not final.exists():
+            os.rename(draft, final)
+    _sync_directory(final.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return  # Windows opens no directories, and syncs their entries by itself
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def ensure(target: Target) -> None:
+    """Create the store if nothing stands at its path."""
+    if not gate.exists(target):
+        create(target)

@@ -1,0 +1,281 @@
+"""One open store file: its connections, its transactions, and the one place where driver errors become ours.
+
+A writer connection serves all threads of the process, one after the other. Readers take connections from a pool; in WAL
+mode they neither wait for the writer nor make it wait.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import quote
+
+from sqlalchemy import Connection, create_engine
+from sqlalchemy import event as sa_event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import QueuePool
+
+from aegis_store import driver
+from aegis_store.errors import (
+    AegisStoreError,
+    ReadOnlyStore,
+    SchemaMismatch,
+    StoreBusy,
+    StoreClosed,
+    StoreCorrupt,
+    StoreFull,
+    StoreUnavailable,
+)
+from aegis_store.schema import HEAD
+from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS
+
+Durability = Literal["power", "process"]
+
+_SYNCHRONOUS: Final[dict[str, tuple[str, int]]] = {"power": ("FULL", 2), "process": ("NORMAL", 1)}
+
+
+class ConstraintRefused(Exception):
+    """A constraint or guard of the schema refused a statement. Who issued it knows what that means."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a store is: a file."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, target: str | os.PathLike[str]) -> "Target":
+        """From a path or a SQLAlchemy URL. Symbolic links are followed, so that side files lie beside the real file."""
+        name = os.fspath(target)
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise StoreUnavailable(store=str(name), detail="a store needs a path or a URL such as sqlite:///aegis.db")
+        if "://" in name:
+            name = _path_in_url(name)
+        if name == ":memory:" or name.startswith("file:"):
+            raise StoreUnavailable(
+                store=name,
+                detail="a store is a file that several connections share: give its path (no memory, no file: URI)",
+            )
+        return cls(Path(os.path.realpath(name)))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def side_file(self, suffix: str) -> Path:
+        return self.path.with_name(self.path.name + suffix)
+
+    def uri(self, query: str) -> str:
+        """The file as SQLite takes it: a URI, because only `mode=rw` keeps SQLite from making an empty file."""
+        path = quote(os.fsencode(self.path.as_posix()))
+        return f"file:{path if path.startswith('/') else f'/{path}'}?{query}"
+
+
+def _path_in_url(text: str) -> str:
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise StoreUnavailable(store=text, detail="this is neither a path nor a URL such as sqlite:///aegis.db") from None
+    shown = url.render_as_string(hide_password=True)
+    if url.get_backend_name() != "sqlite":
+        raise StoreUnavailable(
+            store=shown, detail="this version opens SQLite files: sqlite:///relative.db, sqlite:////absolute.db"
+        )
+    if url.query or url.host:
+        raise StoreUnavailable(store=shown, detail="a SQLite URL is sqlite:///PATH, without a host and without options")
+    return url.database or ":memory:"
+
+
+class Database:
+    """The connections of one open store. Safe for threads; not for use after a fork."""
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        durability: Durability = "power",
+        read_only: bool = False,
+        immutable: bool = False,
+        busy_timeout_ms: int = DEFAULT_BUSY_TIMEOUT_MS,
+    ) -> None:
+        self.target = target
+        self.durability = durability
+        self.read_only = read_only
+        self.busy_timeout_ms = busy_timeout_ms
+        self._uri = target.uri("mode=ro&immutable=1" if immutable else "mode=ro" if read_only else "mode=rw")
+        self._lock = threading.Lock()
+        self._closed = False
+        self._engine = create_engine(
+            "sqlite://",
+            module=driver.dbapi,
+            creator=self._connect,
+            poolclass=QueuePool,
+            pool_size=4,
+            max_overflow=-1,  # a reader never waits for another one's connection
+        )
+        sa_event.listen(self._engine, "begin", self._begin)
+        self._writer: Connection | None = None
+        if not read_only:
+            with self.errors():
+                self._writer = self._engine.connect()
+                driver_connection: Any = self._writer.connection.dbapi_connection
+                self._writer.detach()
+                self._set_up_writer(driver_connection)
+                self._writer_driver = driver_connection
+                self._cursor = driver_connection.cursor()
+
+    # Connections
+
+    def _connect(self) -> Any:
+        connection = driver.dbapi.connect(
+            self._uri,
+            uri=True,
+            timeout=self.busy_timeout_ms / 1000,
+            isolation_level=None,  # transactions begin where this module says so
+            check_same_thread=False,  # the pool and the writer's lock see to it that one thread at a time uses it
+        )
+        self._set(connection, "foreign_keys", "ON", 1)
+        self._set(connection, "trusted_schema", "OFF", 0)
+        self._set(connection, "query_only", "ON", 1)
+        return connection
+
+    def _set_up_writer(self, connection: Any) -> None:
+        name, value = _SYNCHRONOUS[self.durability]
+        self._set(connection, "query_only", "OFF", 0)
+        self._set(connection, "synchronous", name, value)
+        # Stores are created in WAL mode. If someone switched it off, this switches it on again, or finds out that it cannot.
+        self._set(connection, "journal_mode", "WAL", "wal")
+
+    def _set(self, connection: Any, pragma: str, value: str, expected: object) -> None:
+        connection.execute(f"PRAGMA {pragma} = {value}").fetchall()
+        actual = connection.execute(f"PRAGMA {pragma}").fetchone()
+        if actual != (expected,):
+            raise StoreUnavailable(
+                store=str(self.target), detail=f"SQLite did not accept PRAGMA {pragma} = {value}, it stayed {actual}"
+            )
+
+    def _begin(self, connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection is self._writer else "BEGIN")
+
+    # Transactions
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One snapshot: everything read inside belongs to the same moment. Do not yield to a caller inside."""
+        if self._closed:
+            raise StoreClosed(store=str(self.target))
+        with self.errors(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One write transaction, begun at once (BEGIN IMMEDIATE), committed at the end, rolled back on any exception."""
+        with self._held() as writer, self.errors(), writer.begin():
+            yield writer
+
+    def execute_alone(self, sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """One statement that is its own transaction, committed when this returns.
+
+        The driver's cursor, since SQLAlchemy's `execute` would double the time of an append. Raises `ConstraintRefused`
+        when a constraint or guard refused it.
+        """
+        with self._held():
+            try:
+                rows: list[tuple[Any, ...]] = self._cursor.execute(sql, parameters).fetchall()
+                return rows
+            except BaseException as error:
+                # A statement that did not run to its end must not stay behind on the cursor.
+                self._cursor = self._writer_driver.cursor()
+                if isinstance(error, driver.dbapi.Error):
+                    raise translated(str(self.target), error, waited_ms=self.busy_timeout_ms) from None
+                raise
+
+    def _held(self) -> "_Held":
+        return _Held(self)
+
+    def close(self) -> None:
+        """Close all connections. Idempotent; waits for a write under way. The last one out checkpoints the WAL."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._writer is not None:
+                self._cursor.close()
+                with self.errors():
+                    self._writer.close()
+            self._engine.dispose()
+
+    def errors(self) -> AbstractContextManager[None]:
+        """Inside, the driver's and SQLAlchemy's errors become those of `aegis_store.errors`."""
+        return errors_of(str(self.target))
+
+
+class _Held:
+    """The writer, held by this thread. A class: as a generator it would cost 1 µs more on every append."""
+
+    __slots__ = ("_db",)
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def __enter__(self) -> Connection:
+        db = self._db
+        if db._writer is None:
+            raise ReadOnlyStore(store=str(db.target))
+        if not db._lock.acquire(timeout=db.busy_timeout_ms / 1000):
+            raise StoreBusy(store=str(db.target), waited_ms=db.busy_timeout_ms)
+        if db._closed:
+            db._lock.release()
+            raise StoreClosed(store=str(db.target))
+        return db._writer
+
+    def __exit__(self, *_: object) -> None:
+        self._db._lock.release()
+
+
+# The driver of the wheel reports no extended result codes, so the messages of SQLite, the same for decades, have to serve.
+_BUSY: Final = ("database is locked", "database table is locked", "database schema is locked", "locking protocol")
+_FULL: Final = ("database or disk is full", "No space left", "Disk quota exceeded", "File too large")
+_CORRUPT: Final = ("malformed", "file is not a database", "corrupt", "Could not decode to UTF-8")
+_READ_ONLY: Final = ("readonly database",)
+_CLOSED: Final = ("closed database", "closed cursor", "This Connection is closed")
+_SCHEMA: Final = ("no such table", "no such column", "has no column")
+
+
+@contextmanager
+def errors_of(store: str) -> Iterator[None]:
+    """Inside, errors of the driver, SQLAlchemy and the file system become ours; see `translated`."""
+    started = time.monotonic()
+    try:
+        yield
+    except (SQLAlchemyError, driver.dbapi.Error, UnicodeEncodeError, OverflowError, OSError) as error:
+        raise translated(store, error, waited_ms=int((time.monotonic() - started) * 1000)) from None
+
+
+def translated(store: str, error: Exception, *, waited_ms: int) -> Exception:
+    """The error that a caller is to see for one of the driver, SQLAlchemy or the file system: by what SQLite says."""
+    if isinstance(error, DBAPIError) and isinstance(error.orig, Exception):
+        error = error.orig
+    if isinstance(error, AegisStoreError):
+        return error
+    if isinstance(error, driver.dbapi.IntegrityError):
+        return ConstraintRefused(str(error))
+    message = str(error)
+    if any(part in message for part in _BUSY):
+        return StoreBusy(store=store, waited_ms=waited_ms)
+    if any(part in message for part in _FULL):
+        return StoreFull(store=store, detail=message)
+    if any(part in message for part in _CORRUPT):
+        return StoreCorrupt(store=store, detail=message)
+    if any(part in message for part in _READ_ONLY):
+        return ReadOnlyStore(store=store)
+    if any(part in message for part in _CLOSED):
+        return StoreClosed(store=store)
+    if any(part in message for part in _SCHEMA):
+        return SchemaMismatch(store=store, found=f"unknown ({message})", expected=HEAD)
+    return StoreUnavailable(store=store, detail=f"{message or type(error).__name__}: check the disk and the permissions")

@@ -1,0 +1,139 @@
+"""What a file is, found out without touching it: a store of this schema, of another one, or no store at all.
+
+SQLite opens anything: it takes an empty file for a new database, and on closing a foreign one it may write to it. So each
+file is looked at first, through a connection that cannot write. Never through `open()`: closing any descriptor of a live
+database drops all the locks that this process holds on it.
+"""
+
+import os
+import stat
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from aegis_store import driver
+from aegis_store.database import Target, translated
+from aegis_store.errors import (
+    AegisStoreError,
+    NotAnAegisStore,
+    SchemaMismatch,
+    StoreCorrupt,
+    StoreUnavailable,
+)
+from aegis_store.schema import APPLICATION_ID, HEAD
+
+_LOOK_TIMEOUT_S = 5.0
+_SNIFFED_BYTES = 4096
+_MAGIC = b"SQLite format 3\0"
+
+
+def exists(target: Target) -> bool:
+    """Whether something stands at that path. Raises `StoreUnavailable` where it cannot be known."""
+    return _stat(target) is not None
+
+
+def check(target: Target) -> None:
+    """Return if the file is a store at the schema of this library; raise what it is otherwise.
+
+    Raises `SchemaMismatch`, `StoreCorrupt`, `NotAnAegisStore`, `StoreUnavailable`. The file and its WAL stay as they are.
+    """
+    found = revision(target)
+    if found != HEAD:
+        raise SchemaMismatch(store=str(target), found=found, expected=HEAD)
+
+
+def revision(target: Target) -> str:
+    """The schema revision of the store, "base" if it has none. Raises what the file is if it is not a store."""
+    status = _stat(target)
+    if status is None:
+        raise StoreUnavailable(store=str(target), detail="there is no such file: check the path, or create the store")
+    if stat.S_ISDIR(status.st_mode):
+        raise NotAnAegisStore(store=str(target), detail="a directory")
+    if not stat.S_ISREG(status.st_mode):
+        raise NotAnAegisStore(store=str(target), detail="a device, pipe or socket")
+    if status.st_size == 0:
+        raise StoreCorrupt(store=str(target), detail="the file is empty; if nothing was ever stored in it, delete it")
+    if not os.access(target.path, os.R_OK):
+        raise StoreUnavailable(store=str(target), detail="permission denied")
+    return _revision_seen(target)
+
+
+def wal_is_live(target: Target) -> bool:
+    """Whether the store has a write-ahead log with something in it: it is in use, or was not closed cleanly."""
+    try:
+        return target.side_file("-wal").stat().st_size > 0
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StoreUnavailable(store=str(target), detail=f"its -wal file: {error.strerror}") from None
+
+
+def _stat(target: Target) -> os.stat_result | None:
+    try:
+        return target.path.stat()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StoreUnavailable(store=str(target), detail=str(getattr(error, "strerror", error))) from None
+
+
+def _revision_seen(target: Target) -> str:
+    # Without a WAL the file is looked at as immutable, which makes no side files. Another process may write meanwhile,
+    # and what is seen then may not fit together: so bad news is only believed from a look that takes part in locking.
+    if not wal_is_live(target):
+        try:
+            return _look(target, "mode=ro&immutable=1")
+        except NotAnAegisStore:
+            raise
+        except AegisStoreError:
+            pass
+    return _look(target, "mode=ro")
+
+
+def _look(target: Target, query: str) -> str:
+    try:
+        with closing(driver.dbapi.connect(target.uri(query), uri=True, timeout=_LOOK_TIMEOUT_S)) as connection:
+            return _identify(target, connection)
+    except driver.dbapi.Error as error:
+        if "not a database" in str(error):
+            raise _not_a_database(target) from None
+        raise translated(str(target), error, waited_ms=int(_LOOK_TIMEOUT_S * 1000)) from None
+
+
+def _identify(target: Target, connection: Any) -> str:
+    def one(sql: str) -> Any:
+        row = connection.execute(sql).fetchone()
+        return row and row[0]
+
+    application_id, page_count, page_size = (one(f"PRAGMA {name}") for name in ("application_id", "page_count", "page_size"))
+    if page_count == 0:
+        raise _not_a_database(target)
+    if application_id != APPLICATION_ID:
+        raise NotAnAegisStore(store=str(target), detail="another program's SQLite database")
+    # All pages that are not in the WAL must be in the file. (In this order: a checkpoint can only make the file longer.)
+    if not wal_is_live(target) and target.path.stat().st_size < page_count * page_size:
+        raise StoreCorrupt(store=str(target), detail="the file is shorter than it should be")
+    if not one("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'alembic_version'"):
+        return "base"
+    found = one("SELECT version_num FROM alembic_version")
+    if found == HEAD and one("SELECT count(*) FROM store") != 1:
+        raise StoreCorrupt(store=str(target), detail="the row that holds the policy is missing")
+    return str(found or "base")
+
+
+def _not_a_database(target: Target) -> AegisStoreError:
+    """The error for a file without a valid SQLite header: damaged, or never a database."""
+    # Here the file may be opened: nothing in this process can hold a lock on what SQLite does not take for a database.
+    try:
+        with Path(target.path).open("rb") as file:
+            head = file.read(_SNIFFED_BYTES)
+    except OSError as error:
+        return StoreUnavailable(store=str(target), detail=str(error.strerror))
+    if head.startswith(_MAGIC) or b"\0" in head:
+        return StoreCorrupt(store=str(target), detail="SQLite cannot read its header")
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:  # a character cut at the end of what was read is no sign of anything
+            return StoreCorrupt(store=str(target), detail="SQLite cannot read its header")
+    return NotAnAegisStore(store=str(target), detail="a text file")

@@ -1,0 +1,64 @@
+"""What Alembic runs: finds the store, and migrates it on the connection that the library gives.
+
+The store is named by `-x url=PATH|URL`, or by $AEGIS_STORE_URL.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from alembic import context
+from alembic.util import CommandError
+from sqlalchemy import Connection
+
+from aegis_store import creation, gate, migrate, schema
+from aegis_store.database import Target
+from aegis_store.errors import AegisStoreError
+
+
+def target() -> Target:
+    if "target" in context.config.attributes:
+        given: Target = context.config.attributes["target"]
+        return given
+    url = context.get_x_argument(as_dictionary=True).get("url") or os.environ.get("AEGIS_STORE_URL")
+    if not url:
+        raise CommandError("which store? say `alembic -x url=PATH …`, or set AEGIS_STORE_URL")
+    return Target.of(url)
+
+
+@contextmanager
+def connection() -> Iterator[Connection]:
+    store = target()
+    command = getattr(context.config.cmd_opts, "cmd", [None])[0]
+    if getattr(command, "__name__", None) == "upgrade" and not gate.exists(store):
+        with creation.new_store(store) as draft, migrate.connection_for(draft) as new:
+            yield new
+    else:
+        with migrate.connection_for(store) as standing:
+            yield standing
+
+
+def run_offline() -> None:
+    context.configure(dialect_name="sqlite", target_metadata=schema.metadata, literal_binds=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def run_online() -> None:
+    try:
+        with connection() as transaction:
+            context.configure(
+                connection=transaction,
+                target_metadata=schema.metadata,
+                render_as_batch=True,
+                transactional_ddl=True,
+            )
+            context.run_migrations()
+    except AegisStoreError as error:
+        raise CommandError(str(error)) from error
+
+
+if context.is_offline_mode():
+    run_offline()
+else:
+    run_online()
