@@ -1,0 +1,227 @@
+"""The write path: an event becomes a row in one statement, which is one transaction.
+
+    INSERT INTO event … SELECT last_seq + 1 … FROM session WHERE session_id = … RETURNING seq, position
+
+The triggers count it and keep the cap (see `schema`). When the statement inserts nothing (no such session, another
+`last_seq` than expected) or is refused (`event_id` known, payload too large), `_settle` finds out which, inside one write
+transaction, so that the answer is true at one moment.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import BigInteger, Connection, Text, bindparam, func, insert, literal_column, select
+from sqlalchemy.dialects import sqlite
+
+from aegis_store import payload as payloads
+from aegis_store.database import ConstraintRefused, Database
+from aegis_store.errors import EventIdConflict, EventTooLarge, InvalidEvent, SequenceConflict, StoreCorrupt
+from aegis_store.events import Event, Json, NewEvent, checked_text, from_us, to_us
+from aegis_store.read import event_of
+from aegis_store.schema import event, session, store
+from aegis_store.sessions import known_id, row_of
+from aegis_store.settings import MAX_PAYLOAD_REF_BYTES
+
+
+def _compiled_insert() -> str:
+    """The statement of an append, as text for the driver."""
+    given = ("type", "occurred_at", "recorded_at", "event_id", "run_id", "payload_ref", "payload")
+    times = ("occurred_at", "recorded_at")
+    expected = bindparam("expected_seq", type_=BigInteger)
+    row = select(
+        session.c.id,
+        session.c.last_seq + literal_column("1"),
+        session.c.total_bytes,
+        *(bindparam(name, type_=BigInteger if name in times else Text) for name in given),
+    ).where(
+        session.c.session_id == bindparam("session_id", type_=Text),
+        session.c.last_seq == func.coalesce(expected, session.c.last_seq),
+    )
+    statement = (
+        insert(event)
+        .from_select(["session", "seq", "bytes_before", *given], row, include_defaults=False)
+        .returning(event.c.seq, event.c.position)
+    )
+    return str(statement.compile(dialect=sqlite.dialect(paramstyle="named")))
+
+
+APPEND_SQL: Final = _compiled_insert()
+
+
+class Prepared(NamedTuple):
+    """An event that was checked and encoded; only the store's numbers are missing."""
+
+    session_id: str
+    payload: Json
+    payload_bytes: int
+    occurred_at: datetime
+    recorded_at: datetime
+    parameters: dict[str, Any]
+
+    def stored(self, seq: int, position: int) -> Event:
+        given = self.parameters
+        return Event(
+            self.session_id,
+            seq,
+            position,
+            given["type"],
+            self.payload,
+            self.occurred_at,
+            self.recorded_at,
+            given["event_id"],
+            given["run_id"],
+            given["payload_ref"],
+        )
+
+
+def prepare(
+    session_id: str,
+    type: str,
+    payload: Json,
+    event_id: str | None,
+    expected_seq: int | None,
+    occurred_at: datetime | None,
+    run_id: str | None,
+    payload_ref: str | None,
+    recorded_at: datetime | None = None,
+) -> Prepared:
+    """Check and encode an event, recorded now or, when it is imported, at `recorded_at`.
+
+    Raises `InvalidEvent`, and `SessionNotFound` for an id that no session can have.
+    """
+    text, payload_bytes = payloads.encode(payload)
+    recorded_us = time.time_ns() // 1000 if recorded_at is None else to_us(recorded_at)
+    recorded_at = from_us(recorded_us)
+    if occurred_at is None:
+        occurred_us, occurred_at = recorded_us, recorded_at
+    else:
+        occurred_us = checked_moment(occurred_at)
+        occurred_at = from_us(occurred_us)
+    parameters = {
+        "session_id": known_id(session_id),
+        "type": checked_text("type", type, InvalidEvent),
+        "payload": text,
+        "occurred_at": occurred_us,
+        "recorded_at": recorded_us,
+        "event_id": None if event_id is None else checked_text("event_id", event_id, InvalidEvent),
+        "run_id": None if run_id is None else checked_text("run_id", run_id, InvalidEvent),
+        "payload_ref": None if payload_ref is None else checked_payload_ref(payload_ref),
+        "expected_seq": None if expected_seq is None else _checked_seq(expected_seq),
+    }
+    return Prepared(session_id, payload, payload_bytes, occurred_at, recorded_at, parameters)
+
+
+def checked_moment(moment: datetime) -> int:
+    """`occurred_at` in microseconds since the epoch; `InvalidEvent` if it is not an aware datetime."""
+    if not isinstance(moment, datetime):
+        raise InvalidEvent.at("occurred_at", f"must be a datetime, not {type(moment).__name__}")
+    try:
+        return to_us(moment)
+    except ValueError as error:
+        raise InvalidEvent.at("occurred_at", str(error)) from None
+
+
+def checked_payload_ref(value: str) -> str:
+    return checked_text("payload_ref", value, InvalidEvent, MAX_PAYLOAD_REF_BYTES)
+
+
+def _checked_seq(value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise InvalidEvent.at("expected_seq", f"must be a whole number from 0 on, not {value!r:.40}")
+    return value
+
+
+def append(db: Database, prepared: Prepared) -> Event:
+    """Append one event in a transaction of its own, committed when this returns."""
+    try:
+        rows = db.execute_alone(APPEND_SQL, prepared.parameters)
+    except ConstraintRefused:
+        rows = []
+    if rows:
+        return prepared.stored(*rows[0])
+    with db.write() as conn:
+        return _settle(conn, prepared)
+
+
+def append_many(db: Database, session_id: str, prepared: Sequence[Prepared], expected_seq: int | None) -> list[Event]:
+    """Append all in one transaction, or none. Events whose `event_id` is known come back as they stand."""
+    if expected_seq is not None:
+        _checked_seq(expected_seq)
+    with db.write() as conn:
+        row = row_of(conn, session_id)
+        standing = [_standing(conn, row.id, event) for event in prepared]
+        if expected_seq not in (None, row.last_seq) and None in standing:
+            raise SequenceConflict(session_id=session_id, expected=expected_seq or 0, actual=row.last_seq)
+        return [known or insert_one(conn, event) for event, known in zip(prepared, standing, strict=True)]
+
+
+def insert_one(conn: Connection, prepared: Prepared) -> Event:
+    """Append inside your transaction. An error leaves the transaction as it was before."""
+    cursor = conn.connection.cursor()
+    try:
+        rows = cursor.execute(APPEND_SQL, prepared.parameters).fetchall()
+    except conn.dialect.loaded_dbapi.IntegrityError:
+        rows = []
+    finally:
+        cursor.close()
+    return prepared.stored(*rows[0]) if rows else _settle(conn, prepared, retry=False)
+
+
+def _settle(conn: Connection, prepared: Prepared, *, retry: bool = True) -> Event:
+    """What became of an append that inserted nothing: the event that stands already, or the error that tells why."""
+    given = prepared.parameters
+    row = row_of(conn, prepared.session_id)
+    standing = _standing(conn, row.id, prepared)
+    if standing is not None:
+        return standing
+    if given["expected_seq"] not in (None, row.last_seq):
+        raise SequenceConflict(session_id=prepared.session_id, expected=given["expected_seq"], actual=row.last_seq)
+    limit = conn.execute(select(store.c.max_event_bytes)).scalar_one()
+    if prepared.payload_bytes > limit:
+        raise EventTooLarge(payload_bytes=prepared.payload_bytes, max_event_bytes=limit)
+    if retry:  # what stood in the way is gone: the session was created, or the limit raised, since
+        return insert_one(conn, prepared)
+    raise StoreCorrupt(store=prepared.session_id, detail="the schema refuses an event that should fit; check the triggers")
+
+
+def _standing(conn: Connection, session: int, prepared: Prepared) -> Event | None:
+    """The stored event of the same `event_id`, if there is one. `EventIdConflict` if its content is another."""
+    given = prepared.parameters
+    if given["event_id"] is None:
+        return None
+    query = select(event).where(event.c.session == session, event.c.event_id == given["event_id"])
+    row = conn.execute(query).one_or_none()
+    if row is None:
+        return None
+    content = tuple(given[name] for name in ("type", "run_id", "payload_ref"))
+    if (row.type, row.run_id, row.payload_ref) != content or not payloads.same_text(row.payload, given["payload"]):
+        raise EventIdConflict(session_id=prepared.session_id, event_id=given["event_id"], seq=row.seq)
+    return event_of(prepared.session_id, row)
+
+
+def prepare_all(session_id: str, events: Iterable[NewEvent]) -> list[Prepared]:
+    """Check and encode each. `InvalidEvent` names the place in the sequence."""
+    prepared = []
+    for index, new in enumerate(events):
+        if not isinstance(new, NewEvent):
+            raise InvalidEvent.at(f"events[{index}]", f"must be a NewEvent, not {type(new).__name__}")
+        try:
+            prepared.append(
+                prepare(
+                    session_id,
+                    new.type,
+                    new.payload,
+                    new.event_id,
+                    None,
+                    new.occurred_at,
+                    new.run_id,
+                    new.payload_ref,
+                )
+            )
+        except EventTooLarge:
+            raise
+        except InvalidEvent as error:
+            raise InvalidEvent.at(f"events[{index}]", str(error)) from None
+    return prepared

@@ -1,0 +1,292 @@
+"""Session records: create, look up, list, change. Their events are the business of `append`, `read` and `retention`."""
+
+import os
+import time
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    func,
+    insert,
+    literal,
+    select,
+    tuple_,
+    union_all,
+    update,
+)
+
+from aegis_store import payload
+from aegis_store.database import Database
+from aegis_store.errors import (
+    InvalidInput,
+    InvalidPolicy,
+    InvalidSession,
+    SessionExists,
+    SessionNotFound,
+    StoreCorrupt,
+    shown,
+)
+from aegis_store.events import (
+    UNCHANGED,
+    UNLIMITED,
+    Json,
+    Session,
+    SessionPage,
+    Status,
+    Unchanged,
+    Unlimited,
+    checked_count,
+    checked_text,
+    from_us,
+    to_us,
+)
+from aegis_store.schema import NO_CAP, event, session
+from aegis_store.settings import MAX_PAGE_EVENTS
+
+_FIRST: Final = event.alias("first")
+_REMOVED_BYTES: Final = func.coalesce(_FIRST.c.bytes_before, session.c.total_bytes).label("removed_bytes")
+_RECORD: Final = select(session, _REMOVED_BYTES).join_from(
+    session, _FIRST, and_(_FIRST.c.session == session.c.id, _FIRST.c.seq == session.c.first_seq), isouter=True
+)
+
+
+def now_us() -> int:
+    """Now, as the store writes it: microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+def new_session_id() -> str:
+    """A fresh UUID that sorts by the time it was made (version 7: milliseconds, then 74 random bits)."""
+    millis = time.time_ns() // 1_000_000
+    bits = (millis << 80) | int.from_bytes(os.urandom(10))
+    bits = bits & ~(0xF << 76) | 0x7 << 76
+    bits = bits & ~(0x3 << 62) | 0x2 << 62
+    text = f"{bits:032x}"
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def missing_id() -> InvalidSession:
+    return InvalidSession("session_id must be text, not None: only create_session makes one up")
+
+
+def known_id(session_id: object) -> str:
+    """`session_id` if a session can have it; `SessionNotFound` otherwise, since none has."""
+    try:
+        return checked_text("session_id", session_id, InvalidSession)
+    except InvalidSession:
+        raise SessionNotFound(session_id=session_id) from None
+
+
+def row_of(conn: Connection, session_id: str) -> Row[Any]:
+    """The row of the table `session` for that id; `SessionNotFound` if there is none."""
+    row = conn.execute(select(session).where(session.c.session_id == known_id(session_id))).one_or_none()
+    if row is None:
+        raise SessionNotFound(session_id=session_id)
+    return row
+
+
+def get(conn: Connection, session_id: str) -> Session:
+    row = conn.execute(_RECORD.where(session.c.session_id == known_id(session_id))).one_or_none()
+    if row is None:
+        raise SessionNotFound(session_id=session_id)
+    return _record(row)
+
+
+def new_record(
+    session_id: str | None,
+    *,
+    tenant: str,
+    owner: str,
+    status: str,
+    metadata: Mapping[str, Json] | None,
+    max_events: int | Unlimited | None,
+) -> dict[str, Any]:
+    """The row of a new session, checked. Raises `InvalidSession`, `InvalidPolicy`."""
+    now = now_us()
+    state = Status.of(status)
+    return {
+        "session_id": new_session_id() if session_id is None else checked_text("session_id", session_id, InvalidSession),
+        "tenant": checked_text("tenant", tenant, InvalidSession),
+        "owner": checked_text("owner", owner, InvalidSession),
+        "status": state.value,
+        "metadata": payload.encode_metadata({} if metadata is None else metadata),
+        "max_events": stored_cap(max_events),
+        "created_at": now,
+        "updated_at": now,
+        "ended_at": now if state.is_terminal else None,
+    }
+
+
+def create(conn: Connection, record: Mapping[str, Any]) -> Session:
+    """Insert `record`. `SessionExists` if the id is taken."""
+    taken = select(session.c.id).where(session.c.session_id == record["session_id"])
+    if conn.execute(taken).first() is not None:
+        raise SessionExists(session_id=record["session_id"])
+    conn.execute(insert(session).values(**record))
+    return get(conn, record["session_id"])
+
+
+def ensure(db: Database, record: Mapping[str, Any]) -> Session:
+    """The session of that id, created if it is missing. `SessionExists` if another tenant or owner has it."""
+    with db.read() as conn:
+        standing = _standing(conn, record)
+    if standing is not None:
+        return standing
+    with db.write() as conn:
+        return _standing(conn, record) or create(conn, record)
+
+
+def _standing(conn: Connection, record: Mapping[str, Any]) -> Session | None:
+    row = conn.execute(_RECORD.where(session.c.session_id == record["session_id"])).one_or_none()
+    if row is None:
+        return None
+    if (row.tenant, row.owner) != (record["tenant"], record["owner"]):
+        raise SessionExists(session_id=record["session_id"])
+    return _record(row)
+
+
+def set_status(conn: Connection, session_id: str, status: Status) -> Session:
+    """Set it, and `ended_at` with it: the moment a session became terminal; none while it is not."""
+    row = row_of(conn, session_id)
+    if row.status != status.value:
+        ended_at = (row.ended_at or now_us()) if status.is_terminal else None
+        return change(conn, row, {"status": status.value, "ended_at": ended_at})
+    return get(conn, session_id)
+
+
+def changes_of(
+    *, metadata: Mapping[str, Json] | Unchanged, max_events: int | Unlimited | Unchanged | None, hold: bool | Unchanged
+) -> dict[str, Any]:
+    """The columns to change, checked. Raises `InvalidSession`, `InvalidPolicy`."""
+    changes: dict[str, Any] = {}
+    if metadata is not UNCHANGED:
+        changes["metadata"] = payload.encode_metadata(metadata)
+    if max_events is not UNCHANGED:
+        changes["max_events"] = stored_cap(max_events)
+    if hold is not UNCHANGED:
+        if not isinstance(hold, bool):
+            raise InvalidSession(f"hold must be True or False, not {shown(hold)}")
+        changes["hold"] = int(hold)
+    return changes
+
+
+def change(conn: Connection, row: Row[Any], changes: Mapping[str, Any]) -> Session:
+    """Write the changed columns; nothing moves when there are none."""
+    if changes:
+        conn.execute(update(session).where(session.c.id == row.id).values(**changes, updated_at=now_us()))
+    return get(conn, row.session_id)
+
+
+# Lists
+
+
+def page(
+    conn: Connection,
+    *,
+    statuses: Collection[str] | None,
+    updated_after: datetime | None,
+    limit: int,
+    cursor: str | None,
+) -> SessionPage:
+    """Sessions by falling `updated_at`. A page costs the same wherever in the list it lies, and whatever it filters."""
+    checked_count("limit", limit, 1, MAX_PAGE_EVENTS)
+    below: list[ColumnElement[bool]] = []
+    if updated_after is not None:
+        below.append(session.c.updated_at > _moment("updated_after", updated_after))
+    if cursor is not None:
+        below.append(tuple_(session.c.updated_at, session.c.id) < tuple_(*map(literal, _cursor_parts(cursor))))
+    ids = _newest(statuses, below, limit + 1)
+    query = _RECORD.where(session.c.id.in_(select(ids.c.id))).order_by(session.c.updated_at.desc(), session.c.id.desc())
+    rows = conn.execute(query).all()
+    last = rows[limit - 1] if len(rows) > limit else None
+    return SessionPage(sessions=[_record(row) for row in rows[:limit]], cursor=f"{last.updated_at}-{last.id}" if last else None)
+
+
+def _newest(statuses: Collection[str] | None, conditions: list[ColumnElement[bool]], count: int) -> Any:
+    """The newest `count` sessions. With statuses: the newest of each by its index, merged."""
+    columns = (session.c.updated_at, session.c.id)
+
+    def newest(*more: ColumnElement[bool]) -> Select[Any]:
+        return select(*columns).where(*conditions, *more).order_by(*(c.desc() for c in columns)).limit(count)
+
+    if statuses is None:
+        return newest().subquery()
+    if isinstance(statuses, str):
+        raise InvalidInput(f"statuses must be a collection such as [{statuses!r:.40}], not a text")
+    wanted = sorted({Status.of(status).value for status in statuses})
+    if not wanted:
+        raise InvalidInput("statuses must name one status at least; None lists all sessions")
+    merged = union_all(*(select(newest(session.c.status == status).subquery()) for status in wanted)).subquery()
+    return select(merged).order_by(merged.c.updated_at.desc(), merged.c.id.desc()).limit(count).subquery()
+
+
+def _cursor_parts(cursor: str) -> tuple[int, int]:
+    try:
+        updated_at, row_id = cursor.split("-")
+        if len(cursor) > 40 or not (updated_at.isdecimal() and row_id.isdecimal()):
+            raise ValueError
+        return int(updated_at), int(row_id)
+    except (ValueError, AttributeError):
+        raise InvalidInput(f"cursor {shown(cursor)} is not one that list_sessions gave") from None
+
+
+def _moment(name: str, moment: object) -> int:
+    if not isinstance(moment, datetime):
+        raise InvalidInput(f"{name} must be a datetime, not {type(moment).__name__}")
+    try:
+        return to_us(moment)
+    except ValueError as error:
+        raise InvalidInput(f"{name} {error}") from None
+
+
+# Between rows and records
+
+
+def stored_cap(max_events: int | Unlimited | None) -> int | None:
+    """`max_events` as the database holds it. `InvalidPolicy` if it is neither None, UNLIMITED nor a number from 1 on."""
+    if max_events is None:
+        return None
+    if max_events is UNLIMITED:
+        return NO_CAP
+    if isinstance(max_events, bool) or not isinstance(max_events, int) or not 1 <= max_events < NO_CAP:
+        raise InvalidPolicy(f"max_events must be a whole number from 1 on, or UNLIMITED, not {shown(max_events)}")
+    return max_events
+
+
+def cap_of(stored: int) -> int | Unlimited:
+    return UNLIMITED if stored == NO_CAP else stored
+
+
+def _record(row: Row[Any]) -> Session:
+    def moment(us: int | None) -> datetime | None:
+        return None if us is None else from_us(us)
+
+    try:
+        metadata = payload.decode(row.metadata)
+    except ValueError as error:
+        raise StoreCorrupt(store=row.session_id, detail=f"metadata of the session: {error}") from None
+    return Session(
+        session_id=row.session_id,
+        tenant=row.tenant,
+        owner=row.owner,
+        status=Status(row.status),
+        metadata=metadata,
+        first_seq=row.first_seq,
+        last_seq=row.last_seq,
+        retained_bytes=row.total_bytes - row.removed_bytes,
+        max_events=None if row.max_events is None else cap_of(row.max_events),
+        hold=bool(row.hold),
+        created_at=from_us(row.created_at),
+        updated_at=from_us(row.updated_at),
+        ended_at=moment(row.ended_at),
+        last_event_at=moment(row.last_event_at),
+        removed_bytes=row.removed_bytes,
+        removed_at=moment(row.removed_at),
+        removed_reason=row.removed_reason,
+    )

@@ -1,0 +1,41 @@
+"""The store at a glance: numbers from the session records alone, without looking at the events."""
+
+import os
+
+from sqlalchemy import Connection, and_, func, select
+
+from aegis_store.database import Target
+from aegis_store.events import Status, StoreStats
+from aegis_store.schema import event, session
+
+
+def stats(conn: Connection, target: Target) -> StoreStats:
+    """See `StoreStats`. Costs in proportion to the number of sessions, whatever the number of events."""
+    by_status = conn.execute(select(session.c.status, func.count()).group_by(session.c.status)).all()
+    first = event.alias("first")
+    removed_bytes = func.coalesce(first.c.bytes_before, session.c.total_bytes)
+    sums = select(
+        func.coalesce(func.sum(session.c.last_seq - session.c.first_seq + 1), 0).label("events"),
+        func.coalesce(func.sum(session.c.total_bytes - removed_bytes), 0).label("retained_bytes"),
+        func.coalesce(func.sum(session.c.first_seq - 1), 0).label("removed_events"),
+        func.coalesce(func.sum(removed_bytes), 0).label("removed_bytes"),
+    ).join_from(session, first, and_(first.c.session == session.c.id, first.c.seq == session.c.first_seq), isouter=True)
+    row = conn.execute(sums).one()
+    page_bytes = int(conn.exec_driver_sql("PRAGMA page_size").scalar_one())
+    free_pages = int(conn.exec_driver_sql("PRAGMA freelist_count").scalar_one())
+    return StoreStats(
+        sessions={Status(status): count for status, count in by_status},
+        events=row.events,
+        retained_bytes=row.retained_bytes,
+        removed_events=row.removed_events,
+        removed_bytes=row.removed_bytes,
+        file_bytes=_size(target, "") + _size(target, "-wal"),
+        free_bytes=free_pages * page_bytes,
+    )
+
+
+def _size(target: Target, suffix: str) -> int:
+    try:
+        return os.stat(target.side_file(suffix)).st_size  # by path: opening the file would drop its locks
+    except FileNotFoundError:
+        return 0
