@@ -1,0 +1,1 @@
+"""Retention: `policy` decides, `plan` finds what the policy asks to remove, `prune` removes it, `limits` changes the rules."""
