@@ -1,0 +1,253 @@
+"""Bringing a state file of the orchestrator into a store: each session in one transaction, whole or not at all."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from aegis_store import append, payload
+from aegis_store.database import Database
+from aegis_store.errors import EventIdConflict, InvalidEvent, InvalidInput, shown
+from aegis_store.events import Json, Status, to_us
+from aegis_store.schema import event, session
+from aegis_store.sessions import new_record
+from aegis_store.transfer.aegis_file import StagedState
+
+OnSessions = Callable[[int, int], None]
+"""Called with (sessions done, sessions in the file)."""
+
+BEFORE_IMPORT: Final = "before_import"
+"""`removed_reason` of a session whose first events the file does not hold any more."""
+
+_LAST_MS: Final = 253_402_300_799_999  # the year 9999, where datetime ends
+_EVENT_FIELDS: Final = {
+    *("sessionId", "tenantId", "ownerKeyId", "eventSeq", "eventId", "backendRunId"),
+    *("eventType", "occurredAt", "ingestedAt", "payload", "payloadRef"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A session that was not taken, and why. Nothing of it was written."""
+
+    session_id: str
+    reason: str
+
+
+@dataclass(slots=True, kw_only=True)
+class ImportReport:
+    """What an import did.
+
+    `events_added` counts what was written, of which `events_capped` went again at once because of the session's cap.
+    `events_standing` were in the store already, equal; `events_pruned` were once, and do not return. `not_taken` counts the
+    items of other parts of the file.
+    """
+
+    sessions_added: int = 0
+    sessions_updated: int = 0
+    sessions_unchanged: int = 0
+    events_added: int = 0
+    events_capped: int = 0
+    events_standing: int = 0
+    events_pruned: int = 0
+    refused: list[Refusal] = field(default_factory=list)
+    not_taken: Mapping[str, int] = field(default_factory=dict)
+
+
+class _Refused(Exception):
+    """The session cannot be taken; the message says why."""
+
+
+def bring_in(db: Database, state: StagedState, on_sessions: OnSessions | None = None) -> ImportReport:
+    """Import each session of the staged file. Those that cannot be taken are named in the report, the others come in."""
+    report = ImportReport(not_taken=state.not_taken)
+    total = state.session_count()
+    for done, (record, count) in enumerate(state.sessions(), 1):
+        name = record.get("id")
+        try:
+            if count > 1:
+                raise _Refused("its id stands twice in the file")
+            with db.write() as conn:
+                _bring_session(conn, record, state.events(name), report)
+        except (_Refused, InvalidInput, EventIdConflict) as refusal:
+            report.refused.append(Refusal(session_id=name if isinstance(name, str) else shown(name), reason=str(refusal)))
+        if on_sessions is not None:
+            on_sessions(done, total)
+    for name, count in state.ownerless():
+        shown_name = name if isinstance(name, str) else shown(name)
+        report.refused.append(Refusal(session_id=shown_name, reason=f"{count} events, but no session of that id in the file"))
+    return report
+
+
+def _bring_session(conn: Connection, record: dict[str, Json], events: Iterator[Json], report: ImportReport) -> None:
+    values = _session_values(record)
+    standing = conn.execute(select(session).where(session.c.session_id == values["session_id"])).one_or_none()
+    if standing is not None and (standing.tenant, standing.owner) != (values["tenant"], values["owner"]):
+        raise _Refused("its id is taken in the store by another tenant or owner")
+    counts = ImportReport()  # of this session alone: they count only if its transaction comes to its end
+    first = next(events, None)
+    if standing is None:
+        row = _insert_session(conn, values, first_seq=1 if first is None else _seq_of(first))
+        counts.sessions_added = 1
+    else:
+        row = _update_session(conn, standing, values, counts)
+        if first is not None and standing.last_seq == 0:
+            row = _start_at(conn, row, _seq_of(first))
+    if first is not None:
+        _bring_events(conn, row, values, _chained(first, events), counts)
+    counts.sessions_unchanged = int(not counts.sessions_added and not counts.sessions_updated and not counts.events_added)
+    if standing is not None and counts.events_added and not counts.sessions_updated:
+        counts.sessions_updated = 1
+    for name in ("sessions_added", "sessions_updated", "sessions_unchanged", "events_added", "events_capped"):
+        setattr(report, name, getattr(report, name) + getattr(counts, name))
+    report.events_standing += counts.events_standing
+    report.events_pruned += counts.events_pruned
+
+
+def _chained(first: Json, rest: Iterator[Json]) -> Iterator[Json]:
+    yield first
+    yield from rest
+
+
+# The session's record
+
+
+def _session_values(record: dict[str, Json]) -> dict[str, Any]:
+    """A session of the file as a row. Fields that a session of the store does not have go to `metadata`."""
+    rest = dict(record)
+    status = rest.pop("status", None)
+    if not isinstance(status, str):
+        raise _Refused(f"status must be text, not {shown(status)}")
+    values = new_record(
+        rest.pop("id", None) or "",
+        tenant=rest.pop("tenantId", None),
+        owner=rest.pop("ownerKeyId", None),
+        status=status,
+        metadata={},
+        max_events=None,
+    )
+    values["created_at"] = _ms(rest.pop("createdAt", None), "createdAt")
+    values["updated_at"] = _ms(rest.pop("updatedAt", None), "updatedAt")
+    if Status(status).is_terminal:
+        ended = next((name for name in (f"{status}At", "closedAt", "failedAt") if name in rest), None)
+        values["ended_at"] = values["updated_at"] if ended is None else _ms(rest.pop(ended), ended)
+    values["metadata"] = payload.encode_metadata(rest)
+    return values
+
+
+def _ms(value: Json, name: str) -> int:
+    """Milliseconds of the file as microseconds."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LAST_MS:
+        raise _Refused(f"{name} must be milliseconds since the epoch, not {shown(value)}")
+    return value * 1000
+
+
+def _insert_session(conn: Connection, values: dict[str, Any], first_seq: int) -> Row[Any]:
+    reason = BEFORE_IMPORT if first_seq > 1 else None
+    row = values | {"first_seq": first_seq, "last_seq": first_seq - 1, "removed_reason": reason}
+    conn.execute(insert(session).values(**row))
+    return _row(conn, values["session_id"])
+
+
+def _start_at(conn: Connection, row: Row[Any], first_seq: int) -> Row[Any]:
+    """A session that stands without an event so far: it begins where the file's events begin."""
+    if first_seq > 1:
+        start = {"last_seq": first_seq - 1, "first_seq": first_seq, "removed_reason": BEFORE_IMPORT}
+        conn.execute(update(session).where(session.c.id == row.id).values(**start))
+    return _row(conn, row.session_id)
+
+
+def _update_session(conn: Connection, standing: Row[Any], values: dict[str, Any], counts: ImportReport) -> Row[Any]:
+    """Take over the file's record if it is the newer one."""
+    changing = {name: values[name] for name in ("status", "ended_at", "metadata", "updated_at")}
+    if values["updated_at"] > standing.updated_at:
+        conn.execute(update(session).where(session.c.id == standing.id).values(**changing))
+        counts.sessions_updated = 1
+    return _row(conn, standing.session_id)
+
+
+def _row(conn: Connection, session_id: str) -> Row[Any]:
+    return conn.execute(select(session).where(session.c.session_id == session_id)).one()
+
+
+# Its events
+
+
+def _bring_events(
+    conn: Connection, row: Row[Any], values: Mapping[str, Any], events: Iterator[Json], counts: ImportReport
+) -> None:
+    previous: int | None = None
+    for record in events:
+        seq = _seq_of(record)
+        if previous is not None and seq != previous + 1:
+            raise _Refused(f"seq {seq} stands twice" if seq == previous else f"a gap: seq {seq} follows {previous}")
+        previous = seq
+        prepared = _prepared(record, values)
+        if seq < row.first_seq:
+            counts.events_pruned += 1
+        elif seq <= row.last_seq:
+            _compare(conn, row, seq, prepared)
+            counts.events_standing += 1
+        elif seq == row.last_seq + counts.events_added + 1:
+            stored = append.insert_one(conn, prepared)
+            if stored.seq != seq:
+                raise _Refused(f"eventId of seq {seq} stands at seq {stored.seq} already")
+            counts.events_added += 1
+        else:
+            raise _Refused(f"a gap: the store holds it up to seq {row.last_seq}, the file begins at {seq}")
+    counts.events_capped = _row(conn, row.session_id).first_seq - row.first_seq
+
+
+def _seq_of(record: Json) -> int:
+    seq = record.get("eventSeq")
+    if isinstance(seq, bool) or not isinstance(seq, int) or not 1 <= seq < 2**63:
+        raise _Refused(f"eventSeq must be a whole number from 1 on, not {shown(seq)}")
+    return seq
+
+
+def _prepared(record: dict[str, Json], values: Mapping[str, Any]) -> append.Prepared:
+    seq = record["eventSeq"]
+    unknown = sorted(record.keys() - _EVENT_FIELDS)
+    if unknown:
+        raise _Refused(f"the event at seq {seq} has a field that the store has no place for: {shown(unknown[0])}")
+    if "payload" not in record:
+        raise _Refused(f"the event at seq {seq} has no payload")
+    for name, ours in (("tenantId", "tenant"), ("ownerKeyId", "owner")):
+        if record.get(name) != values[ours]:
+            raise _Refused(f"the event at seq {seq} belongs to another {name}, {shown(record.get(name))}")
+    try:
+        return append.prepare(
+            values["session_id"],
+            record.get("eventType"),  # type: ignore[arg-type]  # checked there
+            record["payload"],
+            record.get("eventId"),
+            None,
+            _moment(record, "occurredAt"),
+            record.get("backendRunId"),
+            record.get("payloadRef"),
+            _moment(record, "ingestedAt"),
+        )
+    except InvalidEvent as error:
+        raise _Refused(f"the event at seq {seq}: {error}") from None
+
+
+def _moment(record: dict[str, Json], name: str) -> datetime:
+    value = record.get(name)
+    try:
+        moment = datetime.fromisoformat(value)  # type: ignore[arg-type]  # the TypeError is caught
+        to_us(moment)
+        return moment.astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
+        raise _Refused(f"the event at seq {record['eventSeq']}: {name} must be an ISO 8601 time with its zone") from None
+
+
+def _compare(conn: Connection, row: Row[Any], seq: int, prepared: append.Prepared) -> None:
+    """Refuse a file that says something else of an event than the store does."""
+    stored = conn.execute(select(event).where(event.c.session == row.id, event.c.seq == seq)).one()
+    for name in ("type", "occurred_at", "recorded_at", "event_id", "run_id", "payload_ref"):
+        if getattr(stored, name) != prepared.parameters[name]:
+            raise _Refused(f"the store has another {name} for the event at seq {seq}")
+    if not payload.same_text(stored.payload, prepared.parameters["payload"]):
+        raise _Refused(f"the store has another payload for the event at seq {seq}")
