@@ -1,0 +1,136 @@
+"""Aegis Store: the sessions and events of agent platforms in one SQLite file, bounded by retention policies.
+
+Everything public is here. Names are resolved when they are first used, so that importing the package costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aegis_store.errors import (
+        AegisStoreError as AegisStoreError,
+    )
+    from aegis_store.errors import (
+        CursorAhead as CursorAhead,
+    )
+    from aegis_store.errors import (
+        EventIdConflict as EventIdConflict,
+    )
+    from aegis_store.errors import (
+        EventsTruncated as EventsTruncated,
+    )
+    from aegis_store.errors import (
+        EventTooLarge as EventTooLarge,
+    )
+    from aegis_store.errors import (
+        ImportRejected as ImportRejected,
+    )
+    from aegis_store.errors import (
+        InvalidEvent as InvalidEvent,
+    )
+    from aegis_store.errors import (
+        InvalidInput as InvalidInput,
+    )
+    from aegis_store.errors import (
+        InvalidPolicy as InvalidPolicy,
+    )
+    from aegis_store.errors import (
+        InvalidSession as InvalidSession,
+    )
+    from aegis_store.errors import (
+        NotAnAegisStore as NotAnAegisStore,
+    )
+    from aegis_store.errors import (
+        ReadOnlyStore as ReadOnlyStore,
+    )
+    from aegis_store.errors import (
+        SchemaMismatch as SchemaMismatch,
+    )
+    from aegis_store.errors import (
+        SequenceConflict as SequenceConflict,
+    )
+    from aegis_store.errors import (
+        SessionExists as SessionExists,
+    )
+    from aegis_store.errors import (
+        SessionNotFound as SessionNotFound,
+    )
+    from aegis_store.errors import (
+        StoreBusy as StoreBusy,
+    )
+    from aegis_store.errors import (
+        StoreClosed as StoreClosed,
+    )
+    from aegis_store.errors import (
+        StoreCorrupt as StoreCorrupt,
+    )
+    from aegis_store.errors import (
+        StoreFull as StoreFull,
+    )
+    from aegis_store.errors import (
+        StoreUnavailable as StoreUnavailable,
+    )
+    from aegis_store.events import (
+        UNCHANGED as UNCHANGED,
+    )
+    from aegis_store.events import (
+        UNLIMITED as UNLIMITED,
+    )
+    from aegis_store.events import (
+        Event as Event,
+    )
+    from aegis_store.events import (
+        NewEvent as NewEvent,
+    )
+    from aegis_store.events import (
+        Page as Page,
+    )
+    from aegis_store.events import (
+        Session as Session,
+    )
+    from aegis_store.events import (
+        SessionPage as SessionPage,
+    )
+    from aegis_store.events import (
+        Status as Status,
+    )
+    from aegis_store.events import (
+        StoreStats as StoreStats,
+    )
+    from aegis_store.retention.plan import PrunePlan as PrunePlan
+    from aegis_store.retention.plan import Truncation as Truncation
+    from aegis_store.retention.policy import RetentionPolicy as RetentionPolicy
+    from aegis_store.retention.prune import PruneReport as PruneReport
+    from aegis_store.store import EventStore as EventStore
+    from aegis_store.transfer.aegis_import import ImportReport as ImportReport
+    from aegis_store.transfer.aegis_import import Refusal as Refusal
+
+_ROOMS = {
+    "aegis_store.errors": (
+        "AegisStoreError CursorAhead EventIdConflict EventsTruncated EventTooLarge ImportRejected InvalidEvent InvalidInput "
+        "InvalidPolicy InvalidSession NotAnAegisStore ReadOnlyStore SchemaMismatch SequenceConflict SessionExists "
+        "SessionNotFound StoreBusy StoreClosed StoreCorrupt StoreFull StoreUnavailable"
+    ),
+    "aegis_store.events": "UNCHANGED UNLIMITED Event NewEvent Page Session SessionPage Status StoreStats",
+    "aegis_store.retention.plan": "PrunePlan Truncation",
+    "aegis_store.retention.policy": "RetentionPolicy",
+    "aegis_store.retention.prune": "PruneReport",
+    "aegis_store.store": "EventStore",
+    "aegis_store.transfer.aegis_import": "ImportReport Refusal",
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
+
+__all__ = sorted(_ROOM_OF)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    room = _ROOM_OF.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(room), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
