@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from aegis_store.events import (
         StoreStats as StoreStats,
     )
+    from aegis_store.retention.limits import PolicyLoss as PolicyLoss
     from aegis_store.retention.plan import PrunePlan as PrunePlan
     from aegis_store.retention.plan import Truncation as Truncation
     from aegis_store.retention.policy import RetentionPolicy as RetentionPolicy
@@ -112,6 +113,7 @@ _ROOMS = {
         "SessionNotFound StoreBusy StoreClosed StoreCorrupt StoreFull StoreUnavailable"
     ),
     "aegis_store.events": "UNCHANGED UNLIMITED Event NewEvent Page Session SessionPage Status StoreStats",
+    "aegis_store.retention.limits": "PolicyLoss",
     "aegis_store.retention.plan": "PrunePlan Truncation",
     "aegis_store.retention.policy": "RetentionPolicy",
     "aegis_store.retention.prune": "PruneReport",

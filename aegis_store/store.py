@@ -7,7 +7,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import ClassVar, Final, Self
 
-from aegis_store import append, creation, driver, gate, read, sessions, stats
+from aegis_store import append, creation, driver, gate, migrate, read, sessions, stats
 from aegis_store.database import Database, Durability, Target
 from aegis_store.errors import InvalidInput, ReadOnlyStore, StoreUnavailable, shown
 from aegis_store.events import (
@@ -28,9 +28,11 @@ from aegis_store.read import OnGap
 from aegis_store.retention import limits
 from aegis_store.retention import plan as planning
 from aegis_store.retention import prune as pruning
+from aegis_store.retention.limits import PolicyLoss
 from aegis_store.retention.plan import PrunePlan
 from aegis_store.retention.policy import RetentionPolicy
 from aegis_store.retention.prune import OnProgress, PruneReport
+from aegis_store.schema import HEAD
 from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS, DEFAULT_PAGE_EVENTS
 from aegis_store.transfer.aegis_file import OnBytes, staged
 from aegis_store.transfer.aegis_import import ImportReport, OnSessions, bring_in
@@ -105,6 +107,21 @@ class EventStore:
                 store.close()
                 raise
         return store
+
+    @staticmethod
+    def upgrade(target: str | os.PathLike[str]) -> tuple[str | None, str]:
+        """Move the store at `target` to the schema of this library, in one transaction; create it if there is none.
+
+        Returns the revisions before (None: there was no store) and after. For deploys, not for processes: those refuse a
+        store of another schema when they open it. Raises what `open` raises, and `SchemaMismatch` only for a newer store.
+        """
+        place = Target.of(target)
+        if not gate.exists(place):
+            creation.create(place)
+            return None, HEAD
+        before = gate.revision(place)
+        migrate.upgrade(place)
+        return before, gate.revision(place)
 
     def close(self) -> None:
         """Close the store; every acknowledged append is on disk already. Calling it again does nothing."""
@@ -303,6 +320,11 @@ class EventStore:
         itself, and is set with the last one: interrupted, some have gone and the old policy stands. Raises `InvalidPolicy`.
         """
         limits.set_policy(self._db, policy)
+
+    def plan_policy(self, policy: RetentionPolicy) -> PolicyLoss:
+        """What putting `policy` in force would remove at once, because its cap is lower. Removes nothing."""
+        with self._db.read() as conn:
+            return limits.loss(conn, policy)
 
     def plan_prune(self, *, now: datetime | None = None) -> PrunePlan:
         """What `prune` would remove at `now` (an aware datetime, by default the present). Removes nothing."""

@@ -6,9 +6,9 @@ guards of the schema refuse a cap that a session exceeds, so no order of events 
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, select, update
+from sqlalchemy import Connection, Row, Select, func, select, update
 
 from aegis_store.database import Database
 from aegis_store.errors import InvalidPolicy
@@ -27,6 +27,22 @@ def policy_in_force(conn: Connection) -> RetentionPolicy:
         max_event_bytes=row.max_event_bytes,
         terminal_grace=from_us(row.terminal_grace_us) - from_us(0),
     )
+
+
+class PolicyLoss(NamedTuple):
+    """What a change of policy would remove at once."""
+
+    sessions: int
+    events: int
+
+
+def loss(conn: Connection, policy: RetentionPolicy) -> PolicyLoss:
+    """How many events the sessions hold that the policy's cap does not allow."""
+    cap = stored_cap(policy.max_events)
+    assert cap is not None
+    over = _over(cap).subquery()
+    sums = select(func.count(), func.coalesce(func.sum(over.c.last_seq - over.c.first_seq + 1 - cap), 0))
+    return PolicyLoss(*conn.execute(sums.select_from(over)).one())
 
 
 def set_policy(db: Database, policy: RetentionPolicy) -> None:

@@ -38,6 +38,9 @@ class StagedState:
     def session_count(self) -> int:
         return int(self._connection.execute("SELECT count(*) FROM session").fetchone()[0])
 
+    def event_count(self) -> int:
+        return int(self._connection.execute("SELECT count(*) FROM event").fetchone()[0])
+
     def sessions(self) -> Iterator[tuple[Json, int]]:
         """Each session as in the file, with how many stand under its id."""
         query = "SELECT record, (SELECT count(*) FROM session AS other WHERE other.key = session.key) FROM session"

@@ -1,0 +1,196 @@
+"""The command `demo`: the load that ended the old design, on this one."""
+
+import shlex
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from aegis_store.cli.options import AsJson, Db
+
+if TYPE_CHECKING:
+    from aegis_store.database import Durability
+    from aegis_store.events import Json, StoreStats
+    from aegis_store.store import EventStore
+
+_BUSY_SESSIONS = 12
+_EVENTS_OF_A_BUSY_SESSION = 1200  # so that a cap of 1,000 bites
+_PROGRESS_STEP = 100
+_SLOW_FSYNC_US = 1200.0  # 23,000 appends at such a speed are half a minute
+
+# FACTS of the design that this replaces: its own code, the 22 MB state, before its fix.
+_OLD_DESIGN = (
+    "The old design, same load: 258 ms and 158 MB of heap for one append; 220 at once ran out of memory at 4.0 GB; "
+    "kill -9 lost 238 of 360 acknowledged events."
+)
+
+
+class Played(NamedTuple):
+    """An event for a session, however it was come by."""
+
+    session_id: str
+    type: str
+    payload: "Json"
+
+
+class Figures(NamedTuple):
+    """What playing took; the latencies in order."""
+
+    appends: int
+    seconds: float
+    latencies_us: list[float]
+
+
+def demo(
+    db: Db = None,
+    state_file: Annotated[
+        Path | None, typer.Option("--from", help="Play this state file of the orchestrator instead.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Play the incident on a new store, and show what it took.
+
+    359 sessions, 8,614 events of 2.5 KB, then more until caps bite; sessions end, and the store is opened again.
+
+    Makes aegis-demo.db here, or the file that --db names; never touches one that exists. Example: aegis-store demo
+    """
+    from aegis_store.bench import fsync_us
+    from aegis_store.cli.look import inspect_store
+    from aegis_store.cli.terminal import show, show_json
+    from aegis_store.store import EventStore
+
+    place = _new_file(db)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    disk_us = fsync_us(place.parent)
+    durability: Durability = "power" if disk_us < _SLOW_FSYNC_US else "process"
+    if durability == "process" and not as_json:
+        show(f"This disk takes {disk_us / 1000:.1f} ms for an fsync: the demo runs at `process` durability to end in time.")
+    with EventStore.open(place, durability=durability) as store:
+        figures = _play_state_file(store, state_file) if state_file else _play_incident(store)
+        full = store.stats()
+    started = time.perf_counter()
+    with EventStore.open(place, durability=durability) as store:  # the startup job runs here
+        results = _results(durability, figures, full, store.stats(), time.perf_counter() - started)
+        if as_json:
+            show_json({"store": str(place), **results})
+        else:
+            inspect_store(store, str(place), as_json=False)
+            _show(place, results)
+
+
+def _new_file(db: str | None) -> Path:
+    from aegis_store.database import Target
+
+    if db is not None:
+        place = Target.of(db).path
+        if place.exists():
+            raise typer.BadParameter(
+                f"{place} exists, and the demo only plays on a new store: name another file", param_hint="--db"
+            )
+        return place
+    names = (Path(f"aegis-demo{suffix}.db") for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
+    free = next((name for name in names if not name.exists()), None)
+    if free is None:
+        raise typer.BadParameter("there are 999 demo files here: remove some, or name a file", param_hint="--db")
+    return free
+
+
+def _play_incident(store: "EventStore") -> Figures:
+    from itertools import chain
+
+    from aegis_store import workload
+    from aegis_store.cli.terminal import progress
+
+    with progress() as bar:
+        total = workload.EVENTS + _BUSY_SESSIONS * _EVENTS_OF_A_BUSY_SESSION
+        task = bar.add_task("Playing the incident", total=total)
+        ids = [
+            store.create_session(tenant=f"tenant-{number % 3}", metadata={"number": number}).session_id
+            for number in range(workload.SESSIONS)
+        ]
+        load = chain(workload.incident(), workload.aftermath(_BUSY_SESSIONS, _EVENTS_OF_A_BUSY_SESSION))
+        played = (Played(ids[event.session], event.type, event.payload) for event in load)
+        figures = _play(store, played, lambda: bar.advance(task, _PROGRESS_STEP))
+        for session_id, status in zip(ids, workload.statuses(), strict=True):
+            store.set_status(session_id, status)
+    return figures
+
+
+def _play_state_file(store: "EventStore", file: Path) -> Figures:
+    from aegis_store.cli.terminal import progress
+    from aegis_store.transfer.aegis_file import StagedState, staged
+
+    def load(state: StagedState) -> Iterator[Played]:
+        for record, _ in state.sessions():
+            session_id = record.get("id")
+            store.ensure_session(session_id, tenant=record.get("tenantId"), owner=record.get("ownerKeyId"))
+            for event in state.events(session_id):
+                yield Played(session_id, event.get("eventType"), event.get("payload"))
+            store.set_status(session_id, record.get("status"))
+
+    with staged(file) as state, progress() as bar:
+        task = bar.add_task("Playing the state file", total=state.event_count())
+        return _play(store, load(state), lambda: bar.advance(task, _PROGRESS_STEP))
+
+
+def _play(store: "EventStore", load: Iterable[Played], on_step: Callable[[], None]) -> Figures:
+    """Append one by one, as the orchestrator's hooks do, and take the time of each."""
+    clock = time.perf_counter
+    latencies_us: list[float] = []
+    began = clock()
+    for number, event in enumerate(load, 1):
+        started = clock()
+        store.append(event.session_id, event.type, event.payload)
+        latencies_us.append((clock() - started) * 1e6)
+        if number % _PROGRESS_STEP == 0:
+            on_step()
+    return Figures(len(latencies_us), clock() - began, sorted(latencies_us))
+
+
+def _results(durability: str, figures: Figures, full: "StoreStats", after: "StoreStats", reopened_s: float) -> dict[str, Any]:
+    from aegis_store.bench import percentile
+
+    latencies_us = figures.latencies_us or [0.0]
+    return {
+        "durability": durability,
+        "appends": figures.appends,
+        "appends_per_second": int(figures.appends / figures.seconds),
+        "p50_us": round(percentile(latencies_us, 0.5)),
+        "p99_us": round(percentile(latencies_us, 0.99)),
+        "peak_memory_bytes": _peak_memory_bytes(),
+        "file_bytes": full.file_bytes,
+        "removed_by_cap": full.removed_events,
+        "removed_at_start": after.removed_events - full.removed_events,
+        "reopened_ms": round(reopened_s * 1000),
+    }
+
+
+def _peak_memory_bytes() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _show(place: Path, results: dict[str, Any]) -> None:
+    from aegis_store.cli.terminal import count, plural, show, show_facts, size
+
+    memory = results["peak_memory_bytes"]
+    cap, start = plural(results["removed_by_cap"], "event"), plural(results["removed_at_start"], "event")
+    facts = {
+        "appends": f"{count(results['appends'])}, one by one, each its own commit at {results['durability']} durability",
+        "speed": f"{count(results['appends_per_second'])} appends/s",
+        "latency": f"p50 {results['p50_us']:,} µs, p99 {results['p99_us']:,} µs",
+        "peak memory": size(memory) if memory else "not known here",
+        "file": size(results["file_bytes"]),
+        "the caps": f"removed {cap}, oldest first, as they bit",
+        "the restart": f"removed {start} of ended sessions, in {results['reopened_ms']:,} ms",
+    }
+    show_facts(facts, title="What it took")
+    show("", *textwrap.wrap(_OLD_DESIGN, 79), "", f"Look around: aegis-store inspect --db {shlex.quote(str(place))}")

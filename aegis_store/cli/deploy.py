@@ -1,0 +1,27 @@
+"""The command `upgrade`."""
+
+import typer
+
+from aegis_store.cli.options import AsJson, Db, place_of
+
+
+def upgrade(context: typer.Context, db: Db = None, as_json: AsJson = False) -> None:
+    """Move the store to the schema of this version.
+
+    What deploys run. Creates the store if there is none.
+
+    The same as `alembic upgrade head` in a checkout. Example: aegis-store upgrade --db /var/lib/agents/aegis.db
+    """
+    from aegis_store.cli.terminal import show, show_json
+    from aegis_store.store import EventStore
+
+    place = place_of(context, db)
+    before, after = EventStore.upgrade(place)
+    if as_json:
+        show_json({"store": place, "before": before, "after": after})
+    elif before is None:
+        show(f"{place}: created at schema {after}")
+    elif before == after:
+        show(f"{place}: is at schema {after} already")
+    else:
+        show(f"{place}: moved from schema {before} to {after}")

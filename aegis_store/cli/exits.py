@@ -1,0 +1,95 @@
+"""How a command ends: one line for people, an exit code for programs, never a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+DEBUG_VARIABLE: Final = "AEGIS_STORE_DEBUG"
+"""Set it to see the traceback of an internal error."""
+
+DONE: Final = 0
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+NO_SUCH_SESSION: Final = 3
+CURSOR_LOST: Final = 4
+STORE_UNUSABLE: Final = 5
+TRY_AGAIN: Final = 6
+NOT_ALL_IMPORTED: Final = 7
+INTERRUPTED: Final = 130
+
+
+def run(app: Callable[..., Any]) -> NoReturn:
+    """Run a Typer application and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets its escape instead of a failure.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    code = _code(app)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _pipe_closed()
+    except OSError as error:
+        code = _say(f"the output cannot be written: {error.strerror}", FAILED)
+    sys.exit(code)
+
+
+def _code(app: Callable[..., Any]) -> int:
+    from typer.exceptions import TyperException
+
+    from aegis_store.errors import AegisStoreError
+
+    try:
+        result = app(prog_name="aegis-store", standalone_mode=False)
+        if result == INTERRUPTED:  # Typer's own, on Ctrl-C
+            return _say("interrupted", INTERRUPTED)
+        return result if isinstance(result, int) else DONE
+    except TyperException as error:
+        message = " ".join(error.format_message().split())
+        return _say(f"{message} (see --help)", error.exit_code)
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+    except AegisStoreError as error:
+        return _say(str(error), _code_of(error))
+    except BrokenPipeError:
+        return _pipe_closed()
+    except OSError as error:
+        return _say(f"{error.strerror or error}: {error.filename or 'the output'}", FAILED)
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        return _say(f"internal error, {type(error).__name__}: {error!s:.200} (set {DEBUG_VARIABLE}=1 to see where)", FAILED)
+
+
+def _code_of(error: Exception) -> int:
+    from aegis_store import errors
+
+    codes: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
+        ((errors.InvalidInput,), WRONG_USAGE),
+        ((errors.SessionNotFound,), NO_SUCH_SESSION),
+        ((errors.EventsTruncated, errors.CursorAhead), CURSOR_LOST),
+        ((errors.StoreBusy, errors.StoreFull), TRY_AGAIN),
+        ((errors.ImportRejected,), NOT_ALL_IMPORTED),
+        (
+            (
+                *(errors.StoreUnavailable, errors.NotAnAegisStore, errors.StoreCorrupt),
+                *(errors.SchemaMismatch, errors.ReadOnlyStore, errors.StoreClosed),
+            ),
+            STORE_UNUSABLE,
+        ),
+    )
+    return next((code for kinds, code in codes if isinstance(error, kinds)), FAILED)
+
+
+def _say(message: str, code: int) -> int:
+    from aegis_store.cli.terminal import printable
+
+    print(f"aegis-store: {printable(message)}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _pipe_closed() -> int:
+    # What was piped to `head` has seen enough. Python would complain once more when it closes stdout: give it another one.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED

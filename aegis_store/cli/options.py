@@ -1,0 +1,46 @@
+"""What commands share: the options that name the store and the form of the output."""
+
+import os
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from aegis_store.store import EventStore
+
+URL_VARIABLE: Final = "AEGIS_STORE_URL"
+DEFAULT_PATH: Final = "aegis.db"
+
+Db = Annotated[
+    str | None,
+    typer.Option(
+        "--db", metavar="PATH|URL", help=f"The store. Without it ${URL_VARIABLE}, else {DEFAULT_PATH} here.", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def place_of(context: typer.Context, db: str | None) -> str:
+    """The store that was named: after the command, before it, by the environment, or by default."""
+    above = context.find_root().params.get("db")
+    return db or above or os.environ.get(URL_VARIABLE) or DEFAULT_PATH
+
+
+def print_help_without_command(context: typer.Context) -> None:
+    """What a group does when it is called without one of its commands."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def open_to_look(context: typer.Context, db: str | None) -> "EventStore":
+    """The store, for a command that changes nothing."""
+    from aegis_store.store import EventStore
+
+    return EventStore.open(place_of(context, db), read_only=True)
+
+
+def open_to_change(context: typer.Context, db: str | None, *, create: bool = False) -> "EventStore":
+    """The store, for a command that writes. Opening it removes nothing: only `prune` and `demo` prune."""
+    from aegis_store.store import EventStore
+
+    return EventStore.open(place_of(context, db), create=create, prune_on_open=False)
