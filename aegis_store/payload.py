@@ -13,8 +13,9 @@ from aegis_store.errors import EventTooLarge, InvalidEvent, InvalidSession
 from aegis_store.events import Json
 from aegis_store.settings import MAX_DEPTH, MAX_EVENT_BYTES_LIMIT, MAX_INT_DIGITS, MAX_METADATA_BYTES
 
-# Plain characters rather than \u escapes: half the size for Chinese, and readable in the sqlite3 shell.
-_to_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+# Plain characters rather than \u escapes: half the size for Chinese, and readable in the sqlite3 shell. No look-out for
+# cycles, since by then there are none.
+_to_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
 _to_ascii = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
 _to_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 

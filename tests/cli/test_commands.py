@@ -1,0 +1,360 @@
+"""The commands, run as a user runs them."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aegis_store import EventStore
+from tests.cli.conftest import Run
+
+HOSTILE = "\x1b[31mred\x07\u202e\ud83d end"
+COMMANDS = ("demo", "inspect", "sessions", "events", "prune", "policy show", "policy set", "import-aegis", "upgrade", "bench")
+
+
+@pytest.fixture
+def filled(path: Path) -> Path:
+    """A store with a running session, an ended one, and an event that is hostile to terminals."""
+    with EventStore.open(path) as store:
+        store.create_session("run-1", metadata={"note": HOSTILE})
+        for number in range(25):
+            store.append("run-1", "hook", {"number": number, "text": HOSTILE})
+        store.create_session("run-2")
+        store.append("run-2", "hook", {"last": "words"})
+        store.set_status("run-2", "failed")
+    return path
+
+
+def lines(output: str) -> list[Any]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
+    done = run(*command.split(), "--help")
+    assert done.returncode == 0
+    assert "Example:" in done.stdout
+
+
+def test_without_a_command_the_help_is_shown(run: Run) -> None:
+    done = run()
+    assert done.returncode == 0
+    assert "inspect" in done.stdout
+
+
+def test_inspect_shows_the_store_at_a_glance(run: Run, filled: Path) -> None:
+    done = run("inspect", "--db", str(filled))
+    assert done.returncode == 0
+    assert "26 retained, 0 removed" in done.stdout
+    assert "running" in done.stdout
+
+
+def test_inspect_as_json_has_the_numbers(run: Run, filled: Path) -> None:
+    (found,) = lines(run("inspect", "--json", "--db", str(filled)).stdout)
+    assert (found["events"], found["sessions"]) == (26, {"running": 1, "failed": 1})
+    assert found["policy"]["max_events"] == 1000
+
+
+def test_inspect_a_session_shows_its_record(run: Run, filled: Path) -> None:
+    done = run("inspect", "run-1", "--db", str(filled))
+    assert "25, " in done.stdout
+    assert "seq 1 to 25" in done.stdout
+
+
+def test_the_store_is_named_before_the_command_after_it_or_by_the_environment(run: Run, filled: Path) -> None:
+    outputs = [
+        run("--db", str(filled), "sessions", "--json").stdout,
+        run("sessions", "--json", "--db", str(filled)).stdout,
+        run("sessions", "--json", AEGIS_STORE_URL=f"sqlite:///{filled}").stdout,
+        run("sessions", "--json").stdout,  # aegis.db, here
+    ]
+    assert [len(lines(output)) for output in outputs] == [2, 2, 2, 2]
+
+
+def test_sessions_can_be_filtered_by_status(run: Run, filled: Path) -> None:
+    found = lines(run("sessions", "--status", "failed", "--json", "--db", str(filled)).stdout)
+    assert [session["session_id"] for session in found] == ["run-2"]
+
+
+def test_sessions_says_that_there_are_more(run: Run, filled: Path) -> None:
+    assert "There are more" in run("sessions", "--limit", "1", "--db", str(filled)).stdout
+
+
+def test_events_go_on_after_a_cursor(run: Run, filled: Path) -> None:
+    found = lines(run("events", "run-1", "--after", "20", "--limit", "3", "--json", "--db", str(filled)).stdout)
+    assert [event["seq"] for event in found] == [21, 22, 23]
+
+
+def test_events_says_what_was_missed(run: Run, filled: Path) -> None:
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.update_session("run-1", max_events=5)
+    lost = run("events", "run-1", "--after", "3", "--db", str(filled))
+    assert (lost.returncode, lost.stdout) == (4, "")
+    skipped = run("events", "run-1", "--after", "3", "--skip-gap", "--json", "--db", str(filled))
+    assert [event["seq"] for event in lines(skipped.stdout)] == [21, 22, 23, 24, 25]
+    assert "17 events before seq 21 were removed" in skipped.stderr
+
+
+@pytest.mark.parametrize("arguments", [("events", "run-1"), ("inspect", "run-1"), ("events", "run-1", "--json")])
+def test_what_is_printed_holds_no_control_characters(run: Run, filled: Path, arguments: tuple[str, ...]) -> None:
+    done = run(*arguments, "--db", str(filled))
+    assert done.returncode == 0
+    assert all(character.isprintable() for character in done.stdout.replace("\n", ""))
+
+
+def test_errors_hold_no_control_characters_either(run: Run, filled: Path) -> None:
+    done = run("events", "\x1b[31mred", "--db", str(filled))
+    assert done.returncode == 3
+    assert "\x1b" not in done.stderr
+
+
+def test_tables_fit_80_columns(run: Run, filled: Path) -> None:
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.create_session("s" * 300, status="initializing")
+        store.append("s" * 300, "t" * 100, {"text": "日本語" * 100})
+        store.set_status("s" * 300, "completed")
+    for arguments in (("inspect",), ("sessions",), ("events", "run-1"), ("prune",), ("policy", "show"), ("inspect", "run-1")):
+        done = run(*arguments, "--db", str(filled))
+        assert done.returncode == 0
+        assert max(map(len, done.stdout.splitlines())) <= 80, arguments
+
+
+def test_prune_shows_the_plan_and_removes_nothing(run: Run, filled: Path) -> None:
+    done = run("prune", "--db", str(filled))
+    assert "run-2" in done.stdout
+    assert "Nothing was removed" in done.stdout
+    assert run("prune", "--yes", "--dry-run", "--json", "--db", str(filled)).stdout.endswith('"report": null}\n')
+    with EventStore.open(filled, prune_on_open=False) as store:
+        assert store.get_session("run-2").event_count == 1
+
+
+def test_prune_with_yes_removes_what_it_showed(run: Run, filled: Path) -> None:
+    (found,) = lines(run("prune", "--yes", "--json", "--db", str(filled)).stdout)
+    assert found["plan"]["events"] == found["report"]["events_removed"] == 1
+    with EventStore.open(filled, prune_on_open=False) as store:
+        assert store.get_session("run-2").event_count == 0
+
+
+def test_no_command_but_prune_removes_events_by_opening_a_store(run: Run, filled: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    state.write_text('{"version": 1, "sessions": [], "events": []}')
+    others = ["inspect", "inspect run-1", "sessions", "events run-1", "policy show", "policy set --max-events 2000", "upgrade"]
+    for command in [*others, f"import-aegis {state}", "prune"]:
+        assert run(*command.split(), "--db", str(filled)).returncode == 0, command
+    with EventStore.open(filled, prune_on_open=False) as store:
+        assert store.get_session("run-2").event_count == 1
+
+
+def test_policy_is_set_and_shown(run: Run, filled: Path) -> None:
+    done = run(
+        "policy",
+        "set",
+        "--max-events",
+        "unlimited",
+        "--max-event-bytes",
+        "2MiB",
+        "--terminal-grace",
+        "36h",
+        "--db",
+        str(filled),
+    )
+    assert done.returncode == 0
+    (found,) = lines(run("policy", "show", "--json", "--db", str(filled)).stdout)
+    assert found == {"max_events": "unlimited", "max_event_bytes": 2 * 1024 * 1024, "terminal_grace_s": 36 * 3600.0}
+
+
+def test_a_lower_cap_asks_before_it_removes_events(run: Run, filled: Path) -> None:
+    refused = run("policy", "set", "--max-events", "10", "--db", str(filled))
+    assert refused.returncode == 2
+    assert "would remove 15 events of 1 session now" in refused.stderr
+    assert run("policy", "set", "--max-events", "10", "--yes", "--db", str(filled)).returncode == 0
+    with EventStore.open(filled, prune_on_open=False) as store:
+        assert store.get_session("run-1").event_count == 10
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--max-events", "0"),
+        ("--max-events", "-1"),
+        ("--max-events", "many"),
+        ("--max-event-bytes", "1GiB"),
+        ("--max-event-bytes", "12XB"),
+        ("--terminal-grace", "soon"),
+        (),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused_in_one_line(run: Run, filled: Path, arguments: tuple[str, ...]) -> None:
+    done = run("policy", "set", *arguments, "--db", str(filled))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_upgrade_creates_a_store_and_leaves_one_at_head(run: Run, tmp_path: Path) -> None:
+    assert "created at schema 0001" in run("upgrade", "--db", "new.db").stdout
+    assert "already" in run("upgrade", "--db", "new.db").stdout
+    assert (tmp_path / "new.db").stat().st_size > 0
+
+
+def test_import_reports_what_it_took_and_what_not(run: Run, tmp_path: Path) -> None:
+    session = {"id": "s", "tenantId": "t", "ownerKeyId": "o", "status": "idle", "createdAt": 1, "updatedAt": 2}
+    event = {"sessionId": "s", "tenantId": "t", "ownerKeyId": "o", "eventSeq": 1, "eventType": "x", "payload": {}}
+    event |= {"occurredAt": "2026-05-22T09:00:00.000Z", "ingestedAt": "2026-05-22T09:00:00.000Z"}
+    state = {
+        "version": 1,
+        "sessions": [session, {**session, "id": "bad", "status": "odd"}],
+        "events": [event],
+        "actions": [1, 2],
+    }
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    done = run("import-aegis", "state.json")
+    assert done.returncode == 7
+    assert "1 added" in done.stdout
+    assert "not taken: actions" in done.stdout
+    assert "bad" in done.stdout
+    (tmp_path / "cut.json").write_text('{"version": 1, "sess')
+    cut = run("import-aegis", "cut.json")
+    assert (cut.returncode, len(cut.stderr.splitlines())) == (7, 1)
+
+
+def test_demo_plays_the_incident_on_a_new_store_and_never_on_an_old_one(run: Run, filled: Path, tmp_path: Path) -> None:
+    done = run("demo", "--json", AEGIS_STORE_URL=str(filled))  # which the demo must not touch
+    assert done.returncode == 0, done.stderr
+    (found,) = lines(done.stdout)
+    assert found["store"] == "aegis-demo.db"
+    assert (found["removed_by_cap"], found["removed_at_start"]) > (1000, 1000)
+    with EventStore.open(tmp_path / "aegis-demo.db", prune_on_open=False) as store:
+        stats = store.stats()
+        assert sum(stats.sessions.values()) == 359
+        assert stats.events + stats.removed_events == found["appends"]
+    refused = run("demo", "--db", str(filled))
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    with EventStore.open(filled, prune_on_open=False) as store:
+        assert store.stats().events == 26
+
+
+def test_demo_plays_a_state_file(run: Run, tmp_path: Path) -> None:
+    session = {"id": "s", "tenantId": "t", "ownerKeyId": "o", "status": "closed", "createdAt": 1, "updatedAt": 2}
+    event = {"sessionId": "s", "eventSeq": 1, "eventType": "x", "payload": {"a": 1}}
+    (tmp_path / "state.json").write_text(json.dumps({"version": 1, "sessions": [session], "events": [event]}))
+    done = run("demo", "--from", "state.json", "--db", "played.db")
+    assert done.returncode == 0, done.stderr
+    assert "removed 1 event of ended sessions" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_bench_reports_ratios_to_the_floor(run: Run, tmp_path: Path) -> None:
+    done = run("bench", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    (found,) = lines(done.stdout)
+    assert [figures["durability"] for figures in found["lone_append"]] == ["process", "power"]
+    assert all(figures["ratio"] > 0 for figures in found["lone_append"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (lambda path: None, 5),
+        (lambda path: path.mkdir(), 5),
+        (lambda path: path.write_bytes(b""), 5),
+        (lambda path: path.write_text("some notes\n"), 5),
+        (lambda path: path.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000), 5),
+    ],
+    ids=["missing", "directory", "empty", "text", "corrupt"],
+)
+@pytest.mark.parametrize(
+    "command", ["inspect", "sessions", "events x", "prune --yes", "policy show", "policy set --max-events 5"]
+)
+def test_a_wrong_path_is_one_line_and_an_exit_code(run: Run, tmp_path: Path, command: str, make: Any, code: int) -> None:
+    place = tmp_path / "wrong.db"
+    make(place)
+    done = run(*command.split(), "--db", str(place))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (code, "", 1)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("evnts",), ("events",), ("sessions", "--limit", "0"), ("sessions", "--status", "odd")])
+def test_wrong_usage_is_one_line(run: Run, filled: Path, arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_a_pipe_that_closes_early_is_no_traceback(filled: Path, run: Run) -> None:
+    with EventStore.open(filled, prune_on_open=False) as store:
+        for number in range(600):
+            store.append("run-1", "hook", {"text": "x" * 1000, "number": number})
+    program = f"{sys.executable} -c 'from aegis_store.cli import main; main()'"
+    command = f"{program} events run-1 --limit 900 --json --db {filled} | head -n 1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a device of Linux")
+def test_output_that_cannot_be_written_is_told(filled: Path) -> None:
+    command = [sys.executable, "-c", "from aegis_store.cli import main; main()", "inspect", "--db", str(filled)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_in_the_middle_ends_in_one_line_and_leaves_a_store_that_opens(tmp_path: Path) -> None:
+    place = tmp_path / "demo.db"
+    command = [sys.executable, "-c", "from aegis_store.cli import main; main()", "demo", "--db", str(place)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not place.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.splitlines()) == (130, ["aegis-store: interrupted"])
+    with EventStore.open(place) as store:
+        assert sum(store.stats().sessions.values()) <= 359
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+def test_progress_is_shown_on_a_terminal_and_not_in_a_pipe(tmp_path: Path, run: Run) -> None:
+    state = tmp_path / "state.json"
+    state.write_text('{"version": 1, "sessions": [], "events": []}')
+    assert run("import-aegis", str(state)).stderr == ""
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-c", "from aegis_store.cli import main; main()", "import-aegis", str(state), "--db", "b.db"]
+    environment = {**os.environ, "TERM": "xterm"}
+    subprocess.run(command, stderr=follower, stdout=subprocess.DEVNULL, cwd=tmp_path, env=environment, check=True)
+    os.close(follower)
+    assert b"Reading the file" in os.read(leader, 65536)
+    os.close(leader)
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_its_escape(run: Run, filled: Path) -> None:
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.append("run-1", "日本語", {})
+    done = run("events", "run-1", "--after", "25", "--db", str(filled), PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "\\u65e5" in done.stdout
+
+
+def test_an_internal_error_is_one_line_unless_it_is_to_be_debugged(run: Run, tmp_path: Path) -> None:
+    breaking = (
+        "import aegis_store.store as s; s.EventStore.open = lambda *a, **k: 1 / 0; from aegis_store.cli import main; main()"
+    )
+    for debug, lines_expected in (("", 1), ("1", 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", breaking, "inspect"],
+            env={**os.environ, "AEGIS_STORE_DEBUG": debug},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert (len(done.stderr.splitlines()) == 1) == (lines_expected == 1)

@@ -1,0 +1,58 @@
+"""What the tests share: stores that are cheap to make, and a plain SQL shell."""
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aegis_store import EventStore, driver
+
+OpenStore = Callable[..., EventStore]
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store, made once as every store is made: through the migrations."""
+    path = tmp_path_factory.mktemp("template") / "aegis.db"
+    EventStore.open(path).close()
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path, template: Path) -> Path:
+    """The path of an empty store of this test's own."""
+    copy = tmp_path / "aegis.db"
+    shutil.copyfile(template, copy)
+    return copy
+
+
+@pytest.fixture
+def open_store(path: Path) -> Iterator[OpenStore]:
+    """Opens this test's store, as often as wanted; `process` durability unless said otherwise, since tests need no fsync."""
+    opened = []
+
+    def open_one(target: str | Path = path, **options: Any) -> EventStore:
+        store = EventStore.open(target, **{"durability": "process", **options})
+        opened.append(store)
+        return store
+
+    yield open_one
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(open_store: OpenStore) -> EventStore:
+    """An open, empty store."""
+    return open_store()
+
+
+@pytest.fixture
+def shell(path: Path) -> Iterator[sqlite3.Connection]:
+    """A plain connection to this test's store, as a person with the sqlite3 shell has it: no pragmas, autocommit."""
+    connection = driver.dbapi.connect(str(path), isolation_level=None)
+    yield connection
+    connection.close()
