@@ -16,8 +16,8 @@ from sqlalchemy import BigInteger, Connection, Text, bindparam, func, insert, li
 from sqlalchemy.dialects import sqlite
 
 from aegis_store import payload as payloads
-from aegis_store.database import ConstraintRefused, Database
-from aegis_store.errors import EventIdConflict, EventTooLarge, InvalidEvent, SequenceConflict, StoreCorrupt
+from aegis_store.database import ConstraintRefused, Database, damaged
+from aegis_store.errors import EventIdConflict, EventTooLarge, InvalidEvent, SequenceConflict, shown
 from aegis_store.events import Event, Json, NewEvent, checked_text, from_us, to_us
 from aegis_store.read import event_of
 from aegis_store.schema import event, session, store
@@ -183,7 +183,7 @@ def _settle(conn: Connection, prepared: Prepared, *, retry: bool = True) -> Even
         raise EventTooLarge(payload_bytes=prepared.payload_bytes, max_event_bytes=limit)
     if retry:  # what stood in the way is gone: the session was created, or the limit raised, since
         return insert_one(conn, prepared)
-    raise StoreCorrupt(store=prepared.session_id, detail="the schema refuses an event that should fit; check the triggers")
+    raise damaged(conn, f"the schema refuses an event of session {shown(prepared.session_id)} that should fit")
 
 
 def _standing(conn: Connection, session: int, prepared: Prepared) -> Event | None:
@@ -198,7 +198,7 @@ def _standing(conn: Connection, session: int, prepared: Prepared) -> Event | Non
     content = tuple(given[name] for name in ("type", "run_id", "payload_ref"))
     if (row.type, row.run_id, row.payload_ref) != content or not payloads.same_text(row.payload, given["payload"]):
         raise EventIdConflict(session_id=prepared.session_id, event_id=given["event_id"], seq=row.seq)
-    return event_of(prepared.session_id, row)
+    return event_of(conn, prepared.session_id, row)
 
 
 def prepare_all(session_id: str, events: Iterable[NewEvent]) -> list[Prepared]:

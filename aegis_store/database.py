@@ -91,6 +91,11 @@ def _path_in_url(text: str) -> str:
     return url.database or ":memory:"
 
 
+def damaged(conn: Connection, detail: str) -> StoreCorrupt:
+    """The error for damage met on that connection."""
+    return StoreCorrupt(store=conn.get_execution_options()["store"], detail=detail)
+
+
 class Database:
     """The connections of one open store. Safe for threads; not for use after a fork."""
 
@@ -117,6 +122,7 @@ class Database:
             poolclass=QueuePool,
             pool_size=4,
             max_overflow=-1,  # a reader never waits for another one's connection
+            execution_options={"store": str(target)},
         )
         sa_event.listen(self._engine, "begin", self._begin)
         self._writer: Connection | None = None

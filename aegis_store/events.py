@@ -178,13 +178,18 @@ class StoreStats:
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_FIRST_US: Final = (datetime.min.replace(tzinfo=UTC) - EPOCH) // _MICROSECOND
+_LAST_US: Final = (datetime.max.replace(tzinfo=UTC) - EPOCH) // _MICROSECOND
 
 
 def to_us(moment: datetime) -> int:
-    """Microseconds since the epoch, exact. `ValueError` for a datetime without a time zone."""
+    """Microseconds since the epoch, exact. `ValueError` for a datetime without a time zone, or one that UTC cannot hold."""
     if moment.utcoffset() is None:
         raise ValueError("has no time zone: pass an aware datetime, for instance datetime.now(UTC)")
-    return (moment - EPOCH) // _MICROSECOND
+    us = (moment - EPOCH) // _MICROSECOND
+    if not _FIRST_US <= us <= _LAST_US:
+        raise ValueError("lies outside of the years 1 to 9999 in UTC")
+    return us
 
 
 def from_us(us: int) -> datetime:

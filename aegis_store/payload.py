@@ -6,8 +6,10 @@ one finds out what is the matter, and where.
 """
 
 import json
+import math
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final, cast
 
 from aegis_store.errors import EventTooLarge, InvalidEvent, InvalidSession
 from aegis_store.events import Json
@@ -39,7 +41,9 @@ def encode(payload: Json) -> tuple[str, int]:
         _look(payload, MAX_DEPTH)
         text = _to_text(payload)
         return text, len(text) if text.isascii() else len(text.encode())
-    except (_Doubt, ValueError, TypeError, RecursionError, RuntimeError):
+    except InvalidEvent:
+        raise
+    except (_Doubt, ValueError, TypeError, RuntimeError):
         # RuntimeError: another thread changed a dict under our hands.
         return _encode_thoroughly(payload)
 
@@ -55,13 +59,13 @@ def same_text(a: str, b: str) -> bool:
 
 
 def encode_metadata(metadata: object) -> str:
-    """A session's metadata as JSON text: a dict that obeys the rules of payloads. Raises `InvalidSession`."""
-    if not isinstance(metadata, dict):
+    """A session's metadata as JSON text: a mapping that obeys the rules of payloads. Raises `InvalidSession`."""
+    if not isinstance(metadata, Mapping):
         raise InvalidSession(f"metadata must be a dict, not {type(metadata).__name__}")
     try:
-        text, size = encode(metadata)
+        text, size = encode(dict(metadata))
     except InvalidEvent as error:
-        raise InvalidSession(f"metadata cannot be stored: {error}".replace("payload", "metadata")) from None
+        raise InvalidSession(f"metadata cannot be stored: {error}".replace("payload", "metadata", 1)) from None
     if size > MAX_METADATA_BYTES:
         raise InvalidSession(
             f"metadata of {size:,} bytes is over the limit of {MAX_METADATA_BYTES:,}: it is written with every append"
@@ -77,7 +81,7 @@ _decoder = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _look(value: Json, depth: int) -> int:  # noqa: C901 - in one piece, since it runs on every append
-    """A lower bound of the size of `value` as JSON, or `_Doubt`.
+    """A lower bound of the size of `value` as JSON, or `_Doubt`. `EventTooLarge` as soon as it is over the hard limit.
 
     Each container adds at least 2, and the bound is checked after each child, so the look ends after about as many steps
     as the hard limit has bytes, even where lists are shared over and over.
@@ -112,102 +116,132 @@ def _look(value: Json, depth: int) -> int:  # noqa: C901 - in one piece, since i
         elif kind not in _PLAIN_SCALARS:
             raise _Doubt
         if size > MAX_EVENT_BYTES_LIMIT:
-            raise _Doubt
+            raise EventTooLarge(payload_bytes=size, max_event_bytes=MAX_EVENT_BYTES_LIMIT)
     return size
 
 
 def _looked_int(value: int) -> int:
-    if value.bit_length() > _SAFE_INT_BITS:
+    if value.bit_length() > _SAFE_INT_BITS and not -_TOO_LARGE_INT < value < _TOO_LARGE_INT:
         raise _Doubt
     return 1
 
 
 def _encode_thoroughly(payload: Json) -> tuple[str, int]:
-    room = _Room()
     try:
-        plain = _plain(payload, "payload", MAX_DEPTH, room)
+        copy = _PlainCopy()
+        plain = copy.of(payload, ("payload", None), 0)
+        _look(plain, MAX_DEPTH)
         # Escapes throughout: it is the one form in which a lone surrogate can be stored.
-        text = _to_ascii(plain) if room.holds_surrogates else _to_text(plain)
+        text = _to_ascii(plain) if copy.holds_surrogates else _to_text(plain)
+    except InvalidEvent:
+        raise
     except RuntimeError as error:
         raise InvalidEvent.at("payload", f"changed while it was being stored ({error}): pass a copy") from None
     except ValueError as error:
-        if isinstance(error, InvalidEvent):
-            raise
         # Only a process that lowered sys.set_int_max_str_digits comes here: it could not read the number back.
         raise InvalidEvent.at("payload", f"cannot be written as JSON here: {error}") from None
     return text, len(text.encode())
 
 
-class _Room:
-    """How much of the hard limit the thorough look has left, and what it met."""
+_Path = tuple[str, Any]
+"""A step, and the path that leads to it (None: there is none). Put together only when an error names it."""
+
+
+def _refused(path: _Path, problem: str) -> InvalidEvent:
+    steps = []
+    step: _Path | None = path
+    while step is not None:
+        steps.append(step[0])
+        step = step[1]
+    return InvalidEvent.at("".join(reversed(steps)), problem)
+
+
+class _PlainCopy:
+    """A copy of a payload in plain JSON types, made with care; `InvalidEvent` names the path and the reason.
+
+    A container that stands in several places is copied once, so that the work is in proportion to what is in memory.
+    """
 
     def __init__(self) -> None:
-        self.left_bytes = MAX_EVENT_BYTES_LIMIT
         self.holds_surrogates = False
+        self._open: set[int] = set()
+        self._done: dict[int, tuple[Json, int]] = {}
+        self._deepest = 0
 
-    def take(self, count: int) -> None:
-        self.left_bytes -= count
-        if self.left_bytes < 0:
-            raise EventTooLarge(payload_bytes=MAX_EVENT_BYTES_LIMIT, max_event_bytes=MAX_EVENT_BYTES_LIMIT)
+    def of(self, value: Json, path: _Path, depth: int) -> Json:
+        # The type alone counts: `isinstance` believes what an object says of itself.
+        kind = type(value)
+        if value is None or kind is bool:
+            return value
+        if issubclass(kind, str):
+            return self._text(value, path)
+        if issubclass(kind, int):
+            return _plain_int(value, path)
+        if issubclass(kind, float):
+            return _plain_float(value, path)
+        if issubclass(kind, dict | list):
+            return self._container(value, path, depth + 1)
+        raise _refused(path, f"is a {kind.__name__}, which would not come back as one: {_advice(value)}")
+
+    def _container(self, value: Json, path: _Path, depth: int) -> Json:
+        if id(value) in self._open:
+            raise _refused(path, "contains itself")
+        copy, height = self._done.get(id(value), (None, 1))
+        if depth + height - 1 > MAX_DEPTH:
+            raise _refused(path, f"is nested deeper than {MAX_DEPTH} levels")
+        if copy is not None:
+            self._deepest = max(self._deepest, depth + height - 1)
+            return copy
+        self._open.add(id(value))
+        deepest, self._deepest = self._deepest, depth
+        copy = self._dict(value, path, depth) if issubclass(type(value), dict) else self._list(value, path, depth)
+        self._done[id(value)] = copy, self._deepest - depth + 1
+        self._deepest = max(deepest, self._deepest)
+        self._open.remove(id(value))
+        return copy
+
+    def _list(self, value: list[Json], path: _Path, depth: int) -> list[Json]:
+        return [self.of(item, (f"[{index}]", path), depth) for index, item in enumerate(list.__iter__(value))]
+
+    def _dict(self, value: dict[object, Json], path: _Path, depth: int) -> dict[str, Json]:
+        plain: dict[str, Json] = {}
+        for key, item in dict.items(value):
+            if not issubclass(type(key), str):
+                raise _refused(path, f"has the key {key!r:.60} of type {type(key).__name__}: keys must be text")
+            name = str.__str__(cast(str, key))
+            below = (f".{name}" if _NAME.match(name) else f"[{name!r:.60}]", path)
+            self._text(name, below)
+            if name in plain:
+                raise _refused(below, "stands twice under keys that are equal as text")
+            plain[name] = self.of(item, below, depth)
+        return plain
+
+    def _text(self, value: str, path: _Path) -> str:
+        text = str.__str__(value)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.holds_surrogates = True
+            if _SURROGATE_PAIR.search(text):
+                raise _refused(
+                    path,
+                    "holds a surrogate pair as two code points, which would come back as one: decode it first, "
+                    "for instance with .encode('utf-16', 'surrogatepass').decode('utf-16')",
+                ) from None
+        return text
 
 
-def _plain(value: Json, path: str, depth: int, room: _Room) -> Json:
-    """`value` in plain JSON types, or `InvalidEvent` that names the path and the reason."""
-    room.take(1)
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return _plain_text(value, path, room)
-    if isinstance(value, int):
-        return _plain_int(value, path)
-    if isinstance(value, float):
-        number = float.__float__(value)
-        if number != number or number in (float("inf"), float("-inf")):
-            raise InvalidEvent.at(path, f"is {number}, which JSON does not have: store None or a string")
-        return number
-    if not isinstance(value, dict | list):
-        raise InvalidEvent.at(path, f"is a {type(value).__name__}, which would not come back as one: {_advice(value)}")
-    if depth == 0:
-        raise InvalidEvent.at(path, f"is nested deeper than {MAX_DEPTH} levels, or contains itself")
-    if isinstance(value, list):
-        return [_plain(item, f"{path}[{index}]", depth - 1, room) for index, item in enumerate(list.__iter__(value))]
-    return _plain_dict(value, path, depth, room)
-
-
-def _plain_dict(value: dict[object, Json], path: str, depth: int, room: _Room) -> dict[str, Json]:
-    plain: dict[str, Json] = {}
-    for key, item in dict.items(value):
-        if not isinstance(key, str):
-            raise InvalidEvent.at(path, f"has the key {key!r:.60} of type {type(key).__name__}: keys must be text")
-        name = str.__str__(key)
-        below = f"{path}.{name}" if _NAME.match(name) else f"{path}[{name!r:.60}]"
-        _plain_text(name, below, room)
-        if name in plain:
-            raise InvalidEvent.at(below, "stands twice under keys that are equal as text")
-        plain[name] = _plain(item, below, depth - 1, room)
-    return plain
-
-
-def _plain_text(value: str, path: str, room: _Room) -> str:
-    text = str.__str__(value)
-    room.take(len(text))
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        room.holds_surrogates = True
-        if _SURROGATE_PAIR.search(text):
-            raise InvalidEvent.at(
-                path,
-                "holds a surrogate pair as two code points, which would come back as one: decode it first, "
-                "for instance with .encode('utf-16', 'surrogatepass').decode('utf-16')",
-            ) from None
-    return text
-
-
-def _plain_int(value: int, path: str) -> int:
+def _plain_int(value: int, path: _Path) -> int:
     number = int.__int__(value)
     if not -_TOO_LARGE_INT < number < _TOO_LARGE_INT:
-        raise InvalidEvent.at(path, f"is a whole number of over {MAX_INT_DIGITS:,} digits: store it as text")
+        raise _refused(path, f"is a whole number of over {MAX_INT_DIGITS:,} digits: store it as text")
+    return number
+
+
+def _plain_float(value: float, path: _Path) -> float:
+    number = float.__float__(value)
+    if not math.isfinite(number):
+        raise _refused(path, f"is {number}, which JSON does not have: store None or a string")
     return number
 
 

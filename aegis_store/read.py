@@ -10,10 +10,11 @@ from sqlalchemy import Connection, select
 
 from aegis_store import payload as payloads
 from aegis_store import sessions
-from aegis_store.errors import CursorAhead, EventsTruncated, InvalidEvent, InvalidInput, StoreCorrupt, shown
+from aegis_store.database import damaged
+from aegis_store.errors import CursorAhead, EventsTruncated, InvalidEvent, InvalidInput, shown
 from aegis_store.events import Event, Page, checked_count, checked_text, from_us
 from aegis_store.schema import event, session, store
-from aegis_store.settings import FILTERED_SCAN_EVENTS, MAX_PAGE_EVENTS
+from aegis_store.settings import FILTERED_SCAN_EVENTS, MAX_PAGE_EVENTS, MAX_TYPES
 
 OnGap = Literal["raise", "skip"]
 
@@ -54,10 +55,10 @@ def page(
     query = select(event).where(event.c.session == row.id, event.c.seq > start, event.c.seq <= stop)
     if wanted is not None:
         query = query.where(event.c.type.in_(wanted))
-    events = [event_of(session_id, found) for found in conn.execute(query.order_by(event.c.seq).limit(limit))]
+    events = [event_of(conn, session_id, found) for found in conn.execute(query.order_by(event.c.seq).limit(limit))]
     seen = events[-1].seq if len(events) == limit else stop
     if wanted is None and len(events) != stop - start:
-        raise StoreCorrupt(store=session_id, detail=f"events between {start + 1} and {stop} of the session are missing")
+        raise damaged(conn, f"events between {start + 1} and {stop} of session {shown(session_id)} are missing")
     return Page(
         events=events,
         first_seq=row.first_seq,
@@ -82,7 +83,7 @@ def page_of_all(conn: Connection, *, after_position: int | None, limit: int, on_
         .order_by(event.c.position)
         .limit(limit)
     )
-    return [event_of(row.session_id, row) for row in conn.execute(query)]
+    return [event_of(conn, row.session_id, row) for row in conn.execute(query)]
 
 
 def _check_position(conn: Connection, after_position: int, *, skips: bool) -> None:
@@ -115,17 +116,17 @@ def _skips(on_gap: OnGap) -> bool:
 def _checked_types(types: Collection[str] | None) -> list[str] | None:
     if types is None:
         return None
-    if isinstance(types, str) or not types:
-        raise InvalidInput(f"types must be a collection of one type at least, such as ['hook'], not {shown(types)}")
+    if isinstance(types, str) or not isinstance(types, Collection) or not 1 <= len(types) <= MAX_TYPES:
+        raise InvalidInput(f"types must be a collection of 1 to {MAX_TYPES} types, such as ['hook'], not {shown(types)}")
     return [checked_text("types", type_, InvalidEvent) for type_ in types]
 
 
-def event_of(session_id: str, row: Any) -> Event:
+def event_of(conn: Connection, session_id: str, row: Any) -> Event:
     """A row of the table `event` as an `Event`. `StoreCorrupt` if its payload is not JSON."""
     try:
         payload = payloads.decode(row.payload)
     except ValueError as error:
-        raise StoreCorrupt(store=session_id, detail=f"payload of event {row.seq} of the session: {error}") from None
+        raise damaged(conn, f"payload of event {row.seq} of session {shown(session_id)}: {error}") from None
     return Event(
         session_id,
         row.seq,

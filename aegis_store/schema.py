@@ -6,7 +6,7 @@ that holds every writer to the promises, also one with a plain SQL shell:
     insert an event   event_guards_insert    only as the session's next event, within max_event_bytes
                       event_counts           last_seq goes up; at the cap, first_seq too
     raise first_seq   session_truncates      the events below go: the only DELETE of events there is
-    update, delete    event_guards_update, event_guards_delete, session_guards_*   refused
+    anything else     *_guards_*             refused: changing an event, deleting from the middle, replacing a record
 
 What the store needs to know of removed events costs no bookkeeping: `first_seq - 1` counts them, and `bytes_before` (the
 payload bytes of all earlier events of the session) of the first retained one says how large they were.
@@ -111,7 +111,8 @@ Index("session_by_update", session.c.updated_at, session.c.id)
 Index("session_by_status", session.c.status, session.c.updated_at, session.c.id)
 
 # Just the sessions that the startup job has work with: it looks at these and at no others.
-PRUNABLE: Final = text(f"{_TERMINAL} AND hold = 0 AND first_seq <= last_seq")
+# (`ended_at` and not the status in its condition: by a CHECK they are the same, and the planner prefers this form.)
+PRUNABLE: Final = text("ended_at IS NOT NULL AND hold = 0 AND first_seq <= last_seq")
 Index("session_prunable", session.c.ended_at, sqlite_where=PRUNABLE, postgresql_where=PRUNABLE)
 
 event = Table(
@@ -145,8 +146,8 @@ Index(
     postgresql_where=_HAS_EVENT_ID,
 )
 
-# In a BEFORE INSERT trigger SQLite gives -1 for a rowid that the statement leaves to it. The event_id is looked up here,
-# not left to the index, because INSERT OR REPLACE would settle the conflict by deleting the older event.
+# In a BEFORE INSERT trigger SQLite gives -1 for a rowid that the statement leaves to it. What must be unique is looked up
+# in the triggers, not left to the indexes: INSERT OR REPLACE would settle a conflict by deleting the older row, unseen.
 _SQLITE_TRIGGERS: Final = {
     "event_guards_insert": """
 CREATE TRIGGER event_guards_insert BEFORE INSERT ON event BEGIN
@@ -197,8 +198,18 @@ END""",
     "session_guards_counters": """
 CREATE TRIGGER session_guards_counters BEFORE UPDATE OF id, session_id, first_seq, last_seq, total_bytes ON session
 WHEN NEW.id <> OLD.id OR NEW.session_id <> OLD.session_id OR NEW.first_seq < OLD.first_seq OR NEW.last_seq < OLD.last_seq
-  OR NEW.total_bytes < OLD.total_bytes BEGIN
-  SELECT RAISE(ABORT, 'aegis: the id of a session stays, its counters only go up');
+  OR NEW.total_bytes < OLD.total_bytes
+  OR (
+    NEW.last_seq > OLD.last_seq AND NEW.first_seq <= NEW.last_seq
+    AND NOT EXISTS (SELECT 1 FROM event WHERE session = NEW.id AND seq = NEW.last_seq)
+  ) BEGIN
+  SELECT RAISE(ABORT, 'aegis: the id of a session stays, its counters only go up, last_seq with its events');
+END""",
+    "session_guards_insert": """
+CREATE TRIGGER session_guards_insert BEFORE INSERT ON session
+WHEN NEW.first_seq <> NEW.last_seq + 1
+  OR EXISTS (SELECT 1 FROM session WHERE id = NEW.id OR session_id = NEW.session_id) BEGIN
+  SELECT RAISE(ABORT, 'aegis: a session begins without events, under an id that is free');
 END""",
     "session_guards_cap": """
 CREATE TRIGGER session_guards_cap BEFORE UPDATE OF max_events ON session
@@ -208,6 +219,10 @@ END""",
     "session_guards_delete": """
 CREATE TRIGGER session_guards_delete BEFORE DELETE ON session BEGIN
   SELECT RAISE(ABORT, 'aegis: a session stays, so that its seq is not used again');
+END""",
+    "store_guards_insert": """
+CREATE TRIGGER store_guards_insert BEFORE INSERT ON store WHEN EXISTS (SELECT 1 FROM store) BEGIN
+  SELECT RAISE(ABORT, 'aegis: the policy is changed, not replaced');
 END""",
     "store_guards_cap": """
 CREATE TRIGGER store_guards_cap BEFORE UPDATE OF max_events ON store

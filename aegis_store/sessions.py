@@ -1,6 +1,7 @@
 """Session records: create, look up, list, change. Their events are the business of `append`, `read` and `retention`."""
 
 import os
+import re
 import time
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -22,14 +23,13 @@ from sqlalchemy import (
 )
 
 from aegis_store import payload
-from aegis_store.database import Database
+from aegis_store.database import Database, damaged
 from aegis_store.errors import (
     InvalidInput,
     InvalidPolicy,
     InvalidSession,
     SessionExists,
     SessionNotFound,
-    StoreCorrupt,
     shown,
 )
 from aegis_store.events import (
@@ -95,7 +95,7 @@ def get(conn: Connection, session_id: str) -> Session:
     row = conn.execute(_RECORD.where(session.c.session_id == known_id(session_id))).one_or_none()
     if row is None:
         raise SessionNotFound(session_id=session_id)
-    return _record(row)
+    return _record(conn, row)
 
 
 def new_record(
@@ -148,7 +148,7 @@ def _standing(conn: Connection, record: Mapping[str, Any]) -> Session | None:
         return None
     if (row.tenant, row.owner) != (record["tenant"], record["owner"]):
         raise SessionExists(session_id=record["session_id"])
-    return _record(row)
+    return _record(conn, row)
 
 
 def set_status(conn: Connection, session_id: str, status: Status) -> Session:
@@ -205,7 +205,9 @@ def page(
     query = _RECORD.where(session.c.id.in_(select(ids.c.id))).order_by(session.c.updated_at.desc(), session.c.id.desc())
     rows = conn.execute(query).all()
     last = rows[limit - 1] if len(rows) > limit else None
-    return SessionPage(sessions=[_record(row) for row in rows[:limit]], cursor=f"{last.updated_at}-{last.id}" if last else None)
+    return SessionPage(
+        sessions=[_record(conn, row) for row in rows[:limit]], cursor=f"{last.updated_at}-{last.id}" if last else None
+    )
 
 
 def _newest(statuses: Collection[str] | None, conditions: list[ColumnElement[bool]], count: int) -> Any:
@@ -217,8 +219,8 @@ def _newest(statuses: Collection[str] | None, conditions: list[ColumnElement[boo
 
     if statuses is None:
         return newest().subquery()
-    if isinstance(statuses, str):
-        raise InvalidInput(f"statuses must be a collection such as [{statuses!r:.40}], not a text")
+    if isinstance(statuses, str) or not isinstance(statuses, Collection):
+        raise InvalidInput(f"statuses must be a collection such as ['failed'], not {shown(statuses)}")
     wanted = sorted({Status.of(status).value for status in statuses})
     if not wanted:
         raise InvalidInput("statuses must name one status at least; None lists all sessions")
@@ -227,13 +229,10 @@ def _newest(statuses: Collection[str] | None, conditions: list[ColumnElement[boo
 
 
 def _cursor_parts(cursor: str) -> tuple[int, int]:
-    try:
-        updated_at, row_id = cursor.split("-")
-        if len(cursor) > 40 or not (updated_at.isdecimal() and row_id.isdecimal()):
-            raise ValueError
-        return int(updated_at), int(row_id)
-    except (ValueError, AttributeError):
-        raise InvalidInput(f"cursor {shown(cursor)} is not one that list_sessions gave") from None
+    match = re.fullmatch(r"(-?[0-9]{1,18})-([0-9]{1,18})", cursor) if isinstance(cursor, str) else None
+    if match is None:
+        raise InvalidInput(f"cursor {shown(cursor)} is not one that list_sessions gave")
+    return int(match[1]), int(match[2])
 
 
 def _moment(name: str, moment: object) -> int:
@@ -263,14 +262,14 @@ def cap_of(stored: int) -> int | Unlimited:
     return UNLIMITED if stored == NO_CAP else stored
 
 
-def _record(row: Row[Any]) -> Session:
+def _record(conn: Connection, row: Row[Any]) -> Session:
     def moment(us: int | None) -> datetime | None:
         return None if us is None else from_us(us)
 
     try:
         metadata = payload.decode(row.metadata)
     except ValueError as error:
-        raise StoreCorrupt(store=row.session_id, detail=f"metadata of the session: {error}") from None
+        raise damaged(conn, f"metadata of session {shown(row.session_id)}: {error}") from None
     return Session(
         session_id=row.session_id,
         tenant=row.tenant,

@@ -28,6 +28,9 @@ MAX_PAYLOAD_REF_BYTES: Final = 4096
 DEFAULT_PAGE_EVENTS: Final = 100
 MAX_PAGE_EVENTS: Final = 1000
 
+# A page filters by so many types at the most.
+MAX_TYPES: Final = 100
+
 # A page that filters by type looks at so many events at the most, found or not: about 30 ms of work.
 FILTERED_SCAN_EVENTS: Final = 10_000
 

@@ -55,9 +55,12 @@ def plan(conn: Connection, now: datetime | None) -> PrunePlan:
 
 
 def _checked(now: datetime) -> datetime:
-    if not isinstance(now, datetime) or now.utcoffset() is None:
-        raise InvalidInput(f"now must be an aware datetime, for instance datetime.now(UTC), not {now!r:.60}")
-    return now.astimezone(UTC)
+    if not isinstance(now, datetime):
+        raise InvalidInput(f"now must be a datetime, not {type(now).__name__}")
+    try:
+        return from_us(to_us(now))
+    except ValueError as error:
+        raise InvalidInput(f"now {error}") from None
 
 
 def _truncations(conn: Connection, policy: RetentionPolicy, now: datetime) -> Iterator[Truncation]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from aegis_store.errors import InvalidPolicy, shown
@@ -71,7 +71,12 @@ class RetentionPolicy:
 
     def ended_by(self, now: datetime) -> datetime | None:
         """Terminal sessions that ended at this moment or before keep nothing; None: all terminal sessions."""
-        return now - self.terminal_grace if self.terminal_grace else None
+        if not self.terminal_grace:
+            return None
+        try:
+            return now - self.terminal_grace
+        except OverflowError:  # before the year 1, when nothing had ended yet
+            return datetime.min.replace(tzinfo=UTC)
 
 
 def _after_terminal_grace(policy: RetentionPolicy, session: SessionState, now: datetime) -> Decision | None:

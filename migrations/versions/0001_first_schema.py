@@ -94,7 +94,7 @@ def create_session() -> None:
     )
     op.create_index("session_by_update", "session", ["updated_at", "id"])
     op.create_index("session_by_status", "session", ["status", "updated_at", "id"])
-    prunable = sa.text(f"{TERMINAL} AND hold = 0 AND first_seq <= last_seq")
+    prunable = sa.text("ended_at IS NOT NULL AND hold = 0 AND first_seq <= last_seq")
     op.create_index("session_prunable", "session", ["ended_at"], sqlite_where=prunable, postgresql_where=prunable)
 
 
@@ -180,8 +180,18 @@ END""",
     """
 CREATE TRIGGER session_guards_counters BEFORE UPDATE OF id, session_id, first_seq, last_seq, total_bytes ON session
 WHEN NEW.id <> OLD.id OR NEW.session_id <> OLD.session_id OR NEW.first_seq < OLD.first_seq OR NEW.last_seq < OLD.last_seq
-  OR NEW.total_bytes < OLD.total_bytes BEGIN
-  SELECT RAISE(ABORT, 'aegis: the id of a session stays, its counters only go up');
+  OR NEW.total_bytes < OLD.total_bytes
+  OR (
+    NEW.last_seq > OLD.last_seq AND NEW.first_seq <= NEW.last_seq
+    AND NOT EXISTS (SELECT 1 FROM event WHERE session = NEW.id AND seq = NEW.last_seq)
+  ) BEGIN
+  SELECT RAISE(ABORT, 'aegis: the id of a session stays, its counters only go up, last_seq with its events');
+END""",
+    """
+CREATE TRIGGER session_guards_insert BEFORE INSERT ON session
+WHEN NEW.first_seq <> NEW.last_seq + 1
+  OR EXISTS (SELECT 1 FROM session WHERE id = NEW.id OR session_id = NEW.session_id) BEGIN
+  SELECT RAISE(ABORT, 'aegis: a session begins without events, under an id that is free');
 END""",
     """
 CREATE TRIGGER session_guards_cap BEFORE UPDATE OF max_events ON session
@@ -191,6 +201,10 @@ END""",
     """
 CREATE TRIGGER session_guards_delete BEFORE DELETE ON session BEGIN
   SELECT RAISE(ABORT, 'aegis: a session stays, so that its seq is not used again');
+END""",
+    """
+CREATE TRIGGER store_guards_insert BEFORE INSERT ON store WHEN EXISTS (SELECT 1 FROM store) BEGIN
+  SELECT RAISE(ABORT, 'aegis: the policy is changed, not replaced');
 END""",
     """
 CREATE TRIGGER store_guards_cap BEFORE UPDATE OF max_events ON store
