@@ -7,11 +7,12 @@ mode they neither wait for the writer nor make it wait.
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 from urllib.parse import quote
 
 from sqlalchemy import Connection, create_engine
@@ -91,6 +92,19 @@ def _path_in_url(text: str) -> str:
     return url.database or ":memory:"
 
 
+_open_here: Final = Counter[Path]()
+
+
+def is_open_here(file: str | os.PathLike[str]) -> bool:
+    """Whether `file` belongs to a store that this process has open, under whatever name.
+
+    Such a file must not be opened as a plain file: closing it again would drop the locks that SQLite holds on it.
+    """
+    stores = [path for path, count in _open_here.items() if count > 0]
+    names = [path.with_name(path.name + suffix) for path in stores for suffix in ("", "-wal", "-shm")]
+    return any(os.path.exists(name) and os.path.samefile(file, name) for name in names) if os.path.exists(file) else False
+
+
 def damaged(conn: Connection, detail: str) -> StoreCorrupt:
     """The error for damage met on that connection."""
     return StoreCorrupt(store=conn.get_execution_options()["store"], detail=detail)
@@ -126,16 +140,24 @@ class Database:
         )
         sa_event.listen(self._engine, "begin", self._begin)
         self._writer: Connection | None = None
+        _open_here.update([target.path])
         if not read_only:
-            with self.errors():
-                self._writer = self._engine.connect()
-                driver_connection: Any = self._writer.connection.dbapi_connection
-                self._writer.detach()
-                self._set_up_writer(driver_connection)
-                self._writer_driver = driver_connection
-                self._cursor = driver_connection.cursor()
+            try:
+                self._open_writer()
+            except BaseException:
+                self.close()
+                raise
 
     # Connections
+
+    def _open_writer(self) -> None:
+        with self.errors():
+            self._writer = self._engine.connect()
+            driver_connection: Any = self._writer.connection.dbapi_connection
+            self._writer.detach()
+            self._set_up_writer(driver_connection)
+            self._writer_driver = driver_connection
+            self._cursor = driver_connection.cursor()
 
     def _connect(self) -> Any:
         connection = driver.dbapi.connect(
@@ -204,14 +226,21 @@ class Database:
     def _held(self) -> "_Held":
         return _Held(self)
 
+    def check_writable(self) -> None:
+        """Raise `StoreClosed` or `ReadOnlyStore` if nothing can be written through this object."""
+        if self._closed:
+            raise StoreClosed(store=str(self.target))
+        if self.read_only:
+            raise ReadOnlyStore(store=str(self.target))
+
     def close(self) -> None:
         """Close all connections. Idempotent; waits for a write under way. The last one out checkpoints the WAL."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
+            _open_here.subtract([self.target.path])
             if self._writer is not None:
-                self._cursor.close()
                 with self.errors():
                     self._writer.close()
             self._engine.dispose()
@@ -232,13 +261,13 @@ class _Held:
     def __enter__(self) -> Connection:
         db = self._db
         if db._writer is None:
-            raise ReadOnlyStore(store=str(db.target))
+            db.check_writable()
         if not db._lock.acquire(timeout=db.busy_timeout_ms / 1000):
             raise StoreBusy(store=str(db.target), waited_ms=db.busy_timeout_ms)
         if db._closed:
             db._lock.release()
             raise StoreClosed(store=str(db.target))
-        return db._writer
+        return cast(Connection, db._writer)
 
     def __exit__(self, *_: object) -> None:
         self._db._lock.release()

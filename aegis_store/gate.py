@@ -78,16 +78,22 @@ def _stat(target: Target) -> os.stat_result | None:
 
 
 def _revision_seen(target: Target) -> str:
-    # Without a WAL the file is looked at as immutable, which makes no side files. Another process may write meanwhile,
-    # and what is seen then may not fit together: so bad news is only believed from a look that takes part in locking.
-    if not wal_is_live(target):
+    # Without a WAL the file is looked at as immutable, which makes no side files. Another process may write meanwhile, and
+    # what is seen then may not fit together: bad news is only believed when the file was the same all along.
+    while not wal_is_live(target):
+        before = _stat(target)
         try:
             return _look(target, "mode=ro&immutable=1")
-        except NotAnAegisStore:
-            raise
         except AegisStoreError:
-            pass
+            if not wal_is_live(target) and _unchanged(before, _stat(target)):
+                raise
     return _look(target, "mode=ro")
+
+
+def _unchanged(before: os.stat_result | None, after: os.stat_result | None) -> bool:
+    if before is None or after is None:
+        return before is after
+    return (before.st_mtime_ns, before.st_size, before.st_ino) == (after.st_mtime_ns, after.st_size, after.st_ino)
 
 
 def _look(target: Target, query: str) -> str:
@@ -123,7 +129,7 @@ def _identify(target: Target, connection: Any) -> str:
 
 def _not_a_database(target: Target) -> AegisStoreError:
     """The error for a file without a valid SQLite header: damaged, or never a database."""
-    # Here the file may be opened: nothing in this process can hold a lock on what SQLite does not take for a database.
+    # Here the file may be opened: SQLite does not take it for a database, so nothing in this process holds a lock on it.
     try:
         with Path(target.path).open("rb") as file:
             head = file.read(_SNIFFED_BYTES)

@@ -9,7 +9,7 @@ from typing import ClassVar, Final, Self
 
 from aegis_store import append, creation, driver, gate, migrate, read, sessions, stats
 from aegis_store.database import Database, Durability, Target
-from aegis_store.errors import InvalidInput, ReadOnlyStore, StoreUnavailable, shown
+from aegis_store.errors import InvalidInput, StoreUnavailable, shown
 from aegis_store.events import (
     UNCHANGED,
     Event,
@@ -339,8 +339,7 @@ class EventStore:
         called with (events removed, events planned) after each transaction. Interrupted, what went is accounted for and the
         next prune does the rest; a second one with the same plan removes nothing.
         """
-        if self._db.read_only:
-            raise ReadOnlyStore(store=str(self._db.target))
+        self._db.check_writable()
         return pruning.carry_out(self._db, self.plan_prune() if plan is None else plan, on_progress)
 
     def _prune_at_start(self) -> None:
@@ -378,9 +377,8 @@ class EventStore:
         sessions in all). Raises `ImportRejected` for a malformed file: nothing was imported. Interrupted, the sessions done so
         far are in, and importing again does the rest.
         """
-        if self._db.read_only:
-            raise ReadOnlyStore(store=str(self._db.target))
-        with staged(file, on_bytes, not_this=self._db.target.path) as state:
+        self._db.check_writable()
+        with staged(file, on_bytes) as state:
             return bring_in(self._db, state, on_sessions)
 
     # Health

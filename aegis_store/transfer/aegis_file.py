@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aegis_store import driver
+from aegis_store.database import is_open_here
 from aegis_store.errors import ImportRejected, shown
 from aegis_store.events import Json
 from aegis_store.transfer.json_text import JsonText
@@ -61,17 +62,13 @@ class StagedState:
 
 
 @contextmanager
-def staged(
-    file: str | os.PathLike[str], on_bytes: OnBytes | None = None, *, not_this: Path | None = None
-) -> Iterator[StagedState]:
+def staged(file: str | os.PathLike[str], on_bytes: OnBytes | None = None) -> Iterator[StagedState]:
     """The state file, staged; the staging goes with the block. Plain or gzip, whatever its name.
-
-    `not_this` is a store that this process has open: reading it as a plain file would drop its locks.
 
     Raises `ImportRejected` with the place when it is not well-formed JSON, cut off, or not a state file.
     """
-    if not_this is not None and os.path.exists(file) and os.path.samefile(file, not_this):
-        raise ImportRejected(file=os.fspath(file), place="at its start", detail="it is the store itself")
+    if is_open_here(file):
+        raise ImportRejected(file=os.fspath(file), place="at its start", detail="it is a store that is open here")
     with tempfile.TemporaryDirectory(prefix="aegis-store-import-") as directory:
         connection = driver.dbapi.connect(os.path.join(directory, "staged.db"), isolation_level=None)
         try:

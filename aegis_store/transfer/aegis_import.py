@@ -9,8 +9,8 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from aegis_store import append, payload
 from aegis_store.database import Database
-from aegis_store.errors import EventIdConflict, InvalidEvent, InvalidInput, shown
-from aegis_store.events import Json, Status, to_us
+from aegis_store.errors import EventIdConflict, EventTooLarge, InvalidEvent, InvalidInput, shown
+from aegis_store.events import Event, Json, Status, to_us
 from aegis_store.schema import event, session
 from aegis_store.sessions import new_record
 from aegis_store.transfer.aegis_file import StagedState
@@ -191,13 +191,20 @@ def _bring_events(
             _compare(conn, row, seq, prepared)
             counts.events_standing += 1
         elif seq == row.last_seq + counts.events_added + 1:
-            stored = append.insert_one(conn, prepared)
+            stored = _insert_event(conn, prepared, seq)
             if stored.seq != seq:
                 raise _Refused(f"eventId of seq {seq} stands at seq {stored.seq} already")
             counts.events_added += 1
         else:
             raise _Refused(f"a gap: the store holds it up to seq {row.last_seq}, the file begins at {seq}")
     counts.events_capped = _row(conn, row.session_id).first_seq - row.first_seq
+
+
+def _insert_event(conn: Connection, prepared: append.Prepared, seq: int) -> Event:
+    try:
+        return append.insert_one(conn, prepared)
+    except EventTooLarge as error:
+        raise _Refused(f"the event at seq {seq}: {error}") from None
 
 
 def _seq_of(record: Json) -> int:

@@ -6,6 +6,7 @@ Revises:
 
 import sqlalchemy as sa
 from alembic import op
+from alembic.util import CommandError
 
 revision = "0001"
 down_revision = None
@@ -31,7 +32,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     if op.get_bind().execute(sa.text("SELECT EXISTS (SELECT 1 FROM session)")).scalar():
-        raise RuntimeError("refused: the store holds sessions, and base has no place for them; export them first")
+        raise CommandError("refused: the store holds sessions, and base has no place for them")
     op.execute("DROP TRIGGER session_guards_delete")
     op.execute("DROP TRIGGER store_guards_delete")
     for table in ("event", "session", "store"):
@@ -49,10 +50,10 @@ def create_store() -> None:
         sa.Column("removed_at", INT64),
         sa.Column("removed_reason", sa.Text()),
         sa.PrimaryKeyConstraint("id", name="pk_store"),
-        sa.CheckConstraint("id = 1", name="ck_store_one_row"),
-        sa.CheckConstraint("max_events >= 1", name="ck_store_max_events"),
-        sa.CheckConstraint("max_event_bytes >= 1", name="ck_store_max_event_bytes"),
-        sa.CheckConstraint("terminal_grace_us >= 0", name="ck_store_terminal_grace_us"),
+        sa.CheckConstraint("id = 1", name=op.f("ck_store_one_row")),
+        sa.CheckConstraint("max_events >= 1", name=op.f("ck_store_max_events")),
+        sa.CheckConstraint("max_event_bytes >= 1", name=op.f("ck_store_max_event_bytes")),
+        sa.CheckConstraint("terminal_grace_us >= 0", name=op.f("ck_store_terminal_grace_us")),
         sqlite_strict=True,
     )
 
@@ -82,13 +83,13 @@ def create_session() -> None:
         sa.CheckConstraint(
             "status IN ('initializing', 'idle', 'running', 'paused', 'intervening', 'closing', "
             "'closed', 'completed', 'failed')",
-            name="ck_session_status",
+            name=op.f("ck_session_status"),
         ),
-        sa.CheckConstraint(f"({TERMINAL}) = (ended_at IS NOT NULL)", name="ck_session_ended_at"),
-        sa.CheckConstraint("max_events >= 1", name="ck_session_max_events"),
-        sa.CheckConstraint("hold IN (0, 1)", name="ck_session_hold"),
-        sa.CheckConstraint("first_seq >= 1 AND first_seq <= last_seq + 1", name="ck_session_range"),
-        sa.CheckConstraint("total_bytes >= 0", name="ck_session_total_bytes"),
+        sa.CheckConstraint(f"({TERMINAL}) = (ended_at IS NOT NULL)", name=op.f("ck_session_ended_at")),
+        sa.CheckConstraint("max_events >= 1", name=op.f("ck_session_max_events")),
+        sa.CheckConstraint("hold IN (0, 1)", name=op.f("ck_session_hold")),
+        sa.CheckConstraint("first_seq >= 1 AND first_seq <= last_seq + 1", name=op.f("ck_session_range")),
+        sa.CheckConstraint("total_bytes >= 0", name=op.f("ck_session_total_bytes")),
         sqlite_strict=True,
         sqlite_autoincrement=True,
     )
@@ -114,7 +115,7 @@ def create_event() -> None:
         sa.Column("payload", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("position", name="pk_event"),
         sa.UniqueConstraint("session", "seq", name="uq_event_session_seq"),
-        sa.CheckConstraint("position >= 1", name="ck_event_position"),
+        sa.CheckConstraint("position >= 1", name=op.f("ck_event_position")),
         sa.ForeignKeyConstraint(["session"], ["session.id"], name="fk_event_session"),
         sqlite_strict=True,
         sqlite_autoincrement=True,
