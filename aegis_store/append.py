@@ -99,7 +99,7 @@ def prepare(
     else:
         occurred_us = checked_moment(occurred_at)
         occurred_at = from_us(occurred_us)
-    parameters = {
+    parameters: dict[str, Any] = {
         "session_id": known_id(session_id),
         "type": checked_text("type", type, InvalidEvent),
         "payload": text,
@@ -110,7 +110,7 @@ def prepare(
         "payload_ref": None if payload_ref is None else checked_payload_ref(payload_ref),
         "expected_seq": None if expected_seq is None else _checked_seq(expected_seq),
     }
-    return Prepared(session_id, payload, payload_bytes, occurred_at, recorded_at, parameters)
+    return Prepared(parameters["session_id"], payload, payload_bytes, occurred_at, recorded_at, parameters)
 
 
 def checked_moment(moment: datetime) -> int:
@@ -129,7 +129,7 @@ def checked_payload_ref(value: str) -> str:
 
 def _checked_seq(value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise InvalidEvent.at("expected_seq", f"must be a whole number from 0 on, not {value!r:.40}")
+        raise InvalidEvent.at("expected_seq", f"must be a whole number from 0 on, not {shown(value)}")
     return value
 
 
@@ -152,9 +152,19 @@ def append_many(db: Database, session_id: str, prepared: Sequence[Prepared], exp
     with db.write() as conn:
         row = row_of(conn, session_id)
         standing = [_standing(conn, row.id, event) for event in prepared]
-        if expected_seq not in (None, row.last_seq) and None in standing:
+        if expected_seq not in (None, row.last_seq) and (None in standing or not prepared):
             raise SequenceConflict(session_id=session_id, expected=expected_seq or 0, actual=row.last_seq)
-        return [known or insert_one(conn, event) for event, known in zip(prepared, standing, strict=True)]
+        return [
+            known or _insert_of_many(conn, event, index)
+            for index, (event, known) in enumerate(zip(prepared, standing, strict=True))
+        ]
+
+
+def _insert_of_many(conn: Connection, prepared: Prepared, index: int) -> Event:
+    try:
+        return insert_one(conn, prepared)
+    except EventTooLarge as error:
+        raise error.below(f"events[{index}]") from None
 
 
 def insert_one(conn: Connection, prepared: Prepared) -> Event:
@@ -204,6 +214,8 @@ def _standing(conn: Connection, session: int, prepared: Prepared) -> Event | Non
 def prepare_all(session_id: str, events: Iterable[NewEvent]) -> list[Prepared]:
     """Check and encode each. `InvalidEvent` names the place in the sequence."""
     prepared = []
+    if not isinstance(events, Iterable):
+        raise InvalidEvent.at("events", f"must be an iterable of NewEvent, not {type(events).__name__}")
     for index, new in enumerate(events):
         if not isinstance(new, NewEvent):
             raise InvalidEvent.at(f"events[{index}]", f"must be a NewEvent, not {type(new).__name__}")
@@ -220,8 +232,6 @@ def prepare_all(session_id: str, events: Iterable[NewEvent]) -> list[Prepared]:
                     new.payload_ref,
                 )
             )
-        except EventTooLarge:
-            raise
         except InvalidEvent as error:
-            raise InvalidEvent.at(f"events[{index}]", str(error)) from None
+            raise error.below(f"events[{index}]") from None
     return prepared

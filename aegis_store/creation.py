@@ -5,7 +5,6 @@ wins and the others use its store.
 """
 
 import os
-import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -15,25 +14,31 @@ from typing import Final
 
 from aegis_store import driver, gate, migrate
 from aegis_store.database import Target, errors_of
+from aegis_store.errors import StoreUnavailable
 from aegis_store.schema import APPLICATION_ID
 from aegis_store.settings import ORPHAN_AGE_S, PAGE_SIZE_BYTES
 
 _SIDE_SUFFIXES: Final = ("", "-journal", "-wal", "-shm")
 
 
-def create(target: Target) -> None:
+def create(target: Target) -> bool:
     """Create a store at head, mode 0600, with the directories that are missing (mode 0700). If it stands already: nothing.
+
+    Whether it was this call that made it, and no other process meanwhile.
 
     Raises `StoreUnavailable` and `StoreFull`; then no file is left behind.
     """
     with new_store(target) as draft:
         migrate.upgrade(draft)
+        made = draft.path.stat().st_ino
+    return target.path.stat().st_ino == made
 
 
 @contextmanager
 def new_store(target: Target) -> Iterator[Target]:
     """A draft of a store, without a schema yet. When the block ends well it becomes the store at `target`."""
     with errors_of(str(target)):
+        _refuse_orphaned_log(target)
         _make_directories(target.path.parent)
         _sweep_orphans(target)
         draft = Target(target.path.with_name(f"{target.path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"))
@@ -42,10 +47,21 @@ def new_store(target: Target) -> Iterator[Target]:
             _prepare(draft)
             yield draft
             _finish(draft)
+            _refuse_orphaned_log(target)
             _publish(draft.path, target.path)
         finally:
             for suffix in _SIDE_SUFFIXES:
                 draft.side_file(suffix).unlink(missing_ok=True)
+
+
+def _refuse_orphaned_log(target: Target) -> None:
+    """SQLite would play the log of a store whose file is gone into the new one."""
+    for suffix in ("-wal", "-journal"):
+        log = target.side_file(suffix)
+        if not gate.exists(target) and log.exists() and log.stat().st_size > 0:
+            raise StoreUnavailable(
+                store=str(target), detail=f"the file is gone, but {log.name} is there: put the file back, or remove both"
+            )
 
 
 def _make_directories(directory: Path) -> None:
@@ -59,13 +75,12 @@ def _make_directories(directory: Path) -> None:
 
 def _sweep_orphans(target: Target) -> None:
     """Remove the drafts of processes that died while they created this store."""
-    draft_name = re.compile(re.escape(target.path.name) + r"\.\d+-[0-9a-f]{8}\.tmp(-journal|-wal|-shm)?")
     oldest = time.time() - ORPHAN_AGE_S
     with os.scandir(target.path.parent) as entries:
         for entry in entries:
             # Another process may sweep too, or publish its draft just now: then there is nothing left to do.
             with suppress(FileNotFoundError):
-                if draft_name.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
+                if gate.is_draft(target, entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
                     os.unlink(entry.path)
 
 
@@ -117,3 +132,6 @@ def ensure(target: Target) -> None:
     """Create the store if nothing stands at its path."""
     if not gate.exists(target):
         create(target)
+    elif target.path.stat().st_nlink > 1:
+        with errors_of(str(target)):
+            _sweep_orphans(target)  # the draft of a process that died just when it had linked it into place

@@ -9,30 +9,30 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 from urllib.parse import quote
 
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy import event as sa_event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import NullPool, Pool, QueuePool
 
 from aegis_store import driver
 from aegis_store.errors import (
     AegisStoreError,
+    InvalidInput,
     ReadOnlyStore,
-    SchemaMismatch,
     StoreBusy,
     StoreClosed,
     StoreCorrupt,
     StoreFull,
     StoreUnavailable,
+    shown,
 )
-from aegis_store.schema import HEAD
 from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS
 
 Durability = Literal["power", "process"]
@@ -40,8 +40,8 @@ Durability = Literal["power", "process"]
 _SYNCHRONOUS: Final[dict[str, tuple[str, int]]] = {"power": ("FULL", 2), "process": ("NORMAL", 1)}
 
 
-class ConstraintRefused(Exception):
-    """A constraint or guard of the schema refused a statement. Who issued it knows what that means."""
+class ConstraintRefused(AegisStoreError):
+    """A constraint or guard of the schema refused a statement. Who issued it knows what that means, and says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,8 @@ class Target:
     @classmethod
     def of(cls, target: str | os.PathLike[str]) -> "Target":
         """From a path or a SQLAlchemy URL. Symbolic links are followed, so that side files lie beside the real file."""
+        if not isinstance(target, str | os.PathLike):
+            raise InvalidInput(f"a store is opened by a path or a URL, not {shown(target)}")
         name = os.fspath(target)
         if not isinstance(name, str) or not name or "\0" in name:
             raise StoreUnavailable(store=str(name), detail="a store needs a path or a URL such as sqlite:///aegis.db")
@@ -63,7 +65,10 @@ class Target:
                 store=name,
                 detail="a store is a file that several connections share: give its path (no memory, no file: URI)",
             )
-        return cls(Path(os.path.realpath(name)))
+        try:
+            return cls(Path(os.path.realpath(name)))
+        except ValueError:
+            raise StoreUnavailable(store=name, detail="no file can have such a name") from None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -80,15 +85,15 @@ class Target:
 def _path_in_url(text: str) -> str:
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise StoreUnavailable(store=text, detail="this is neither a path nor a URL such as sqlite:///aegis.db") from None
-    shown = url.render_as_string(hide_password=True)
+    printed = url.render_as_string(hide_password=True)
     if url.get_backend_name() != "sqlite":
         raise StoreUnavailable(
-            store=shown, detail="this version opens SQLite files: sqlite:///relative.db, sqlite:////absolute.db"
+            store=printed, detail="this version opens SQLite files: sqlite:///relative.db, sqlite:////absolute.db"
         )
     if url.query or url.host:
-        raise StoreUnavailable(store=shown, detail="a SQLite URL is sqlite:///PATH, without a host and without options")
+        raise StoreUnavailable(store=printed, detail="a SQLite URL is sqlite:///PATH, without a host and without options")
     return url.database or ":memory:"
 
 
@@ -128,18 +133,13 @@ class Database:
         self.busy_timeout_ms = busy_timeout_ms
         self._uri = target.uri("mode=ro&immutable=1" if immutable else "mode=ro" if read_only else "mode=rw")
         self._lock = threading.Lock()
-        self._closed = False
-        self._engine = create_engine(
-            "sqlite://",
-            module=driver.dbapi,
-            creator=self._connect,
-            poolclass=QueuePool,
-            pool_size=4,
-            max_overflow=-1,  # a reader never waits for another one's connection
-            execution_options={"store": str(target)},
-        )
-        sa_event.listen(self._engine, "begin", self._begin)
+        self._owner = 0
+        self._closed = threading.Event()
+        self._engine = self._engine_with(QueuePool, pool_size=4, max_overflow=-1)  # no reader waits for another
+        # The writer stays out of that pool: Ctrl-C while a connection is taken from it would leave it locked for ever.
+        self._writer_engine = self._engine_with(NullPool)
         self._writer: Connection | None = None
+        self._writer_is_lost = False
         _open_here.update([target.path])
         if not read_only:
             try:
@@ -150,14 +150,26 @@ class Database:
 
     # Connections
 
+    def _engine_with(self, pool: type[Pool], **options: Any) -> Engine:
+        engine = create_engine(
+            "sqlite://",
+            module=driver.dbapi,
+            creator=self._connect,
+            poolclass=pool,
+            execution_options={"store": str(self.target)},
+            **options,
+        )
+        sa_event.listen(engine, "begin", self._begin)
+        return engine
+
     def _open_writer(self) -> None:
         with self.errors():
-            self._writer = self._engine.connect()
-            driver_connection: Any = self._writer.connection.dbapi_connection
-            self._writer.detach()
-            self._set_up_writer(driver_connection)
-            self._writer_driver = driver_connection
-            self._cursor = driver_connection.cursor()
+            writer = self._writer_engine.connect()
+            connection: Any = writer.connection.dbapi_connection
+            self._writer_driver, self._writer = connection, writer
+            writer.detach()
+            self._set_up_writer(connection)
+            self._cursor = connection.cursor()
 
     def _connect(self) -> Any:
         connection = driver.dbapi.connect(
@@ -195,16 +207,28 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """One snapshot: everything read inside belongs to the same moment. Do not yield to a caller inside."""
-        if self._closed:
+        if self._closed.is_set():
             raise StoreClosed(store=str(self.target))
-        with self.errors(), self._engine.connect() as connection, connection.begin():
-            yield connection
+        with self.errors(), self._engine.connect() as connection:
+            try:
+                with connection.begin():
+                    yield connection
+            finally:
+                if self._closed.is_set():  # by another thread, meanwhile: the pool is gone, so nobody else would close it
+                    connection.detach()
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One write transaction, begun at once (BEGIN IMMEDIATE), committed at the end, rolled back on any exception."""
-        with self._held() as writer, self.errors(), writer.begin():
-            yield writer
+        asked_s = self._ask_for_turn()
+        with self._lock:
+            writer = self._take_turn(asked_s)
+            try:
+                with self.errors(), writer.begin():
+                    yield writer
+            except BaseException as error:
+                self._after_error(error)
+                raise
 
     def execute_alone(self, sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         """One statement that is its own transaction, committed when this returns.
@@ -212,23 +236,68 @@ class Database:
         The driver's cursor, since SQLAlchemy's `execute` would double the time of an append. Raises `ConstraintRefused`
         when a constraint or guard refused it.
         """
-        with self._held():
+        asked_s = self._ask_for_turn()
+        with self._lock:
+            self._take_turn(asked_s)
             try:
                 rows: list[tuple[Any, ...]] = self._cursor.execute(sql, parameters).fetchall()
                 return rows
             except BaseException as error:
                 # A statement that did not run to its end must not stay behind on the cursor.
                 self._cursor = self._writer_driver.cursor()
+                self._after_error(error)
                 if isinstance(error, driver.dbapi.Error):
                     raise translated(str(self.target), error, waited_ms=self.busy_timeout_ms) from None
                 raise
 
-    def _held(self) -> "_Held":
-        return _Held(self)
+    # The writer's lock is taken by `with` alone: between a call of `acquire` and what follows it, Ctrl-C could come and the
+    # lock would never be given back. A `with` has no time limit, so who gets his turn too late gives up then.
+
+    def _ask_for_turn(self) -> float:
+        """When this thread began to wait. A thread that holds the lock, and came back through a signal handler, is refused."""
+        if self._owner == threading.get_ident() and self._lock.locked():
+            raise StoreBusy(store=str(self.target), waited_ms=0)
+        return time.monotonic()
+
+    def _take_turn(self, asked_s: float) -> Connection:
+        """The writer, fit for use, for the thread that holds the lock."""
+        self._owner = threading.get_ident()
+        if self._closed.is_set() or self._writer is None:
+            self.check_writable()
+        waited_s = time.monotonic() - asked_s
+        if waited_s * 1000 > self.busy_timeout_ms > 0:
+            raise StoreBusy(store=str(self.target), waited_ms=int(waited_s * 1000))
+        writer = cast(Connection, self._writer)
+        if self._writer_is_lost or writer.invalidated or self._writer_driver.in_transaction:
+            self._replace_writer()
+        return cast(Connection, self._writer)
+
+    def _after_error(self, error: BaseException) -> None:
+        """After Ctrl-C in the middle, SQLAlchemy gives the connection up: undo what it had begun, and use a new one."""
+        if not isinstance(error, Exception):
+            self._writer_is_lost = True
+            self._close_writer()
+
+    def _replace_writer(self) -> None:
+        self._writer_is_lost = True  # until the new one stands
+        self._close_writer()
+        if self._writer is not None and not self._writer.invalidated:
+            self._writer.invalidate()
+        self._open_writer()
+        self._writer_is_lost = False
+
+    def _close_writer(self) -> None:
+        try:
+            with suppress(driver.dbapi.ProgrammingError):  # it is closed already
+                if self._writer_driver.in_transaction:
+                    # Closing alone would leave the transaction open as long as anybody refers to one of its cursors.
+                    self._writer_driver.rollback()
+        finally:
+            self._writer_driver.close()
 
     def check_writable(self) -> None:
         """Raise `StoreClosed` or `ReadOnlyStore` if nothing can be written through this object."""
-        if self._closed:
+        if self._closed.is_set():
             raise StoreClosed(store=str(self.target))
         if self.read_only:
             raise ReadOnlyStore(store=str(self.target))
@@ -236,41 +305,17 @@ class Database:
     def close(self) -> None:
         """Close all connections. Idempotent; waits for a write under way. The last one out checkpoints the WAL."""
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 return
-            self._closed = True
+            self._closed.set()
             _open_here.subtract([self.target.path])
             if self._writer is not None:
-                with self.errors():
-                    self._writer.close()
+                self._writer_driver.close()
             self._engine.dispose()
 
     def errors(self) -> AbstractContextManager[None]:
         """Inside, the driver's and SQLAlchemy's errors become those of `aegis_store.errors`."""
         return errors_of(str(self.target))
-
-
-class _Held:
-    """The writer, held by this thread. A class: as a generator it would cost 1 µs more on every append."""
-
-    __slots__ = ("_db",)
-
-    def __init__(self, db: Database) -> None:
-        self._db = db
-
-    def __enter__(self) -> Connection:
-        db = self._db
-        if db._writer is None:
-            db.check_writable()
-        if not db._lock.acquire(timeout=db.busy_timeout_ms / 1000):
-            raise StoreBusy(store=str(db.target), waited_ms=db.busy_timeout_ms)
-        if db._closed:
-            db._lock.release()
-            raise StoreClosed(store=str(db.target))
-        return cast(Connection, db._writer)
-
-    def __exit__(self, *_: object) -> None:
-        self._db._lock.release()
 
 
 # The driver of the wheel reports no extended result codes, so the messages of SQLite, the same for decades, have to serve.
@@ -288,6 +333,11 @@ def errors_of(store: str) -> Iterator[None]:
     started = time.monotonic()
     try:
         yield
+    except AssertionError as error:
+        # SQLAlchemy's bookkeeping, thrown off by Ctrl-C in the middle of it: Ctrl-C is what happened.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
     except (SQLAlchemyError, driver.dbapi.Error, UnicodeEncodeError, OverflowError, OSError) as error:
         raise translated(store, error, waited_ms=int((time.monotonic() - started) * 1000)) from None
 
@@ -300,7 +350,7 @@ def translated(store: str, error: Exception, *, waited_ms: int) -> Exception:
         return error
     if isinstance(error, driver.dbapi.IntegrityError):
         return ConstraintRefused(str(error))
-    message = str(error)
+    message = str(error).partition(" with text ")[0]  # where the driver would go on with the content of a column
     if any(part in message for part in _BUSY):
         return StoreBusy(store=store, waited_ms=waited_ms)
     if any(part in message for part in _FULL):
@@ -312,5 +362,5 @@ def translated(store: str, error: Exception, *, waited_ms: int) -> Exception:
     if any(part in message for part in _CLOSED):
         return StoreClosed(store=store)
     if any(part in message for part in _SCHEMA):
-        return SchemaMismatch(store=store, found=f"unknown ({message})", expected=HEAD)
+        return StoreUnavailable(store=store, detail=f"{message}: its schema is not the one that this library made")
     return StoreUnavailable(store=store, detail=f"{message or type(error).__name__}: check the disk and the permissions")

@@ -17,6 +17,8 @@ DRIVER_VARIABLE: Final = "AEGIS_STORE_DRIVER"
 
 def _chosen() -> ModuleType:
     named = os.environ.get(DRIVER_VARIABLE)
+    if named not in (None, "", "sqlite3", "pysqlite3"):
+        raise ImportError(f"{DRIVER_VARIABLE} must be sqlite3 or pysqlite3, not {named!r}")
     if named == "sqlite3":
         return sqlite3
     try:

@@ -34,7 +34,10 @@ _SHOWN_CHARACTERS = 120
 
 def shown(value: object) -> str:
     """`value` as it may stand in a message: quoted, printable, shortened."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - whole numbers of over 4,300 digits, and objects that want to do harm
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
@@ -72,12 +75,18 @@ class InvalidEvent(InvalidInput):
     """
 
     path: str
+    problem: str
 
     @classmethod
     def at(cls, path: str, problem: str) -> Self:
         error = cls(f"{path if len(path) <= 120 else f'{path[:60]}…{path[-50:]}'} {problem}")
         error.path = path
+        error.problem = problem
         return error
+
+    def below(self, step: str) -> Self:
+        """The same error, of an event that is part of something: `events[3]`, say."""
+        return type(self).at(f"{step}.{self.path}", self.problem)
 
 
 class EventTooLarge(InvalidEvent):
@@ -86,14 +95,18 @@ class EventTooLarge(InvalidEvent):
     `payload_bytes` is the size as JSON in UTF-8, a lower bound of it where counting stopped early.
     """
 
-    def __init__(self, *, payload_bytes: int, max_event_bytes: int) -> None:
-        self.path = "payload"
+    def __init__(self, *, payload_bytes: int, max_event_bytes: int, path: str = "payload") -> None:
+        self.path = path
         self.payload_bytes = payload_bytes
         self.max_event_bytes = max_event_bytes
-        super().__init__(
-            f"payload of {payload_bytes:,} bytes or more is over the limit of {max_event_bytes:,} (max_event_bytes): "
+        self.problem = (
+            f"of {payload_bytes:,} bytes is over the limit of {max_event_bytes:,} (max_event_bytes): "
             "keep the bulk elsewhere and point to it with payload_ref, or raise the limit in the retention policy"
         )
+        super().__init__(f"{path} {self.problem}")
+
+    def below(self, step: str) -> "EventTooLarge":
+        return EventTooLarge(payload_bytes=self.payload_bytes, max_event_bytes=self.max_event_bytes, path=f"{step}.{self.path}")
 
 
 class SessionNotFound(AegisStoreError):
@@ -169,9 +182,9 @@ class EventsTruncated(AegisStoreError):
         else:
             kept = f"{first_seq}..{last_seq}" if first_seq <= last_seq else "none"
             what = f"events of session {shown(session_id)} after seq {requested_seq} were removed; retained: {kept}"
-        when = f" at {removed_at.isoformat()}" if removed_at else ""
-        why = f" by {reason}" if reason else ""
-        super().__init__(f"{what} (removed{when}{why}): pass on_gap='skip' to go on with what is retained")
+        when = f", the last at {removed_at.isoformat()}" if removed_at else ""
+        why = f" because of {reason}" if reason else ""
+        super().__init__(f"{what}{when}{why}: pass on_gap='skip' to go on with what is retained")
 
 
 class CursorAhead(AegisStoreError):
@@ -200,7 +213,7 @@ class StoreBusy(AegisStoreError):
 
 
 class StoreFull(AegisStoreError):
-    """The disk, a quota or a file-size limit is full. What was asked for was not done, what was stored stays."""
+    """The disk or a quota is full. What was asked for was not done, what was stored stays."""
 
     def __init__(self, *, store: str, detail: str) -> None:
         self.store = store
@@ -231,7 +244,8 @@ class ReadOnlyStore(AegisStoreError):
     def __init__(self, *, store: str) -> None:
         self.store = store
         super().__init__(
-            f"store {shown(store)} is read-only here: open it without read_only, as a user who may write it and its directory"
+            f"store {shown(store)} is read-only here: "
+            "open it without read_only, as a user who may write it, its -wal and -shm files and its directory"
         )
 
 

@@ -201,10 +201,12 @@ def checked_text(name: str, value: object, error: type[InvalidInput], max_bytes:
     """`value` if it can be an id or a type: 1 to `max_bytes` bytes of UTF-8, no control characters, no surrogates."""
     if type(value) is not str and not isinstance(value, str):
         raise _invalid(error, name, f"must be text, not {type(value).__name__}")
-    problem = _text_problem(str.__str__(value), max_bytes)
+    text = str.__str__(value)
+    # A text that is too long is not looked at further, and does not get into the cache.
+    problem = f"must be 1 to {max_bytes} bytes of UTF-8" if len(text) > max_bytes else _text_problem(text, max_bytes)
     if problem:
         raise _invalid(error, name, problem)
-    return str.__str__(value)
+    return text
 
 
 @lru_cache(maxsize=4096)  # types and ids come again and again; looked up in 0.1 µs, checked in 1.5

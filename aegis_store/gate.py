@@ -6,6 +6,7 @@ database drops all the locks that this process holds on it.
 """
 
 import os
+import re
 import stat
 from contextlib import closing
 from pathlib import Path
@@ -53,9 +54,32 @@ def revision(target: Target) -> str:
         raise NotAnAegisStore(store=str(target), detail="a device, pipe or socket")
     if status.st_size == 0:
         raise StoreCorrupt(store=str(target), detail="the file is empty; if nothing was ever stored in it, delete it")
+    if has_other_names(target):
+        raise StoreUnavailable(
+            store=str(target),
+            detail="it has another name (a hard link), under which its -wal file would not be found: remove one of the two",
+        )
     if not os.access(target.path, os.R_OK):
         raise StoreUnavailable(store=str(target), detail="permission denied")
     return _revision_seen(target)
+
+
+def is_draft(target: Target, name: str) -> bool:
+    """Whether a file of that name is a store in the making (see `creation`) that was to become `target`."""
+    return re.fullmatch(re.escape(target.path.name) + r"\.\d+-[0-9a-f]{8}\.tmp(-journal|-wal|-shm)?", name) is not None
+
+
+def has_other_names(target: Target) -> bool:
+    """Whether the file has a hard link besides its name and that of a draft, which it has for a moment when it is made."""
+    for _ in range(2):  # once more, if the draft went away between the two looks
+        status = _stat(target)
+        if status is None or status.st_nlink <= 1:
+            return False
+        with os.scandir(target.path.parent) as entries:
+            drafts = [e for e in entries if is_draft(target, e.name) and e.inode() == status.st_ino]
+        if len(drafts) >= status.st_nlink - 1:
+            return False
+    return True
 
 
 def wal_is_live(target: Target) -> bool:

@@ -50,7 +50,10 @@ def encode(payload: Json) -> tuple[str, int]:
 
 def decode(text: str) -> Json:
     """What `encode` was given. `ValueError` if the text is not strict JSON."""
-    return _decoder.decode(text)
+    try:
+        return _decoder.decode(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def same_text(a: str, b: str) -> bool:
@@ -181,7 +184,7 @@ class _PlainCopy:
             return _plain_float(value, path)
         if issubclass(kind, dict | list):
             return self._container(value, path, depth + 1)
-        raise _refused(path, f"is a {kind.__name__}, which would not come back as one: {_advice(value)}")
+        raise _refused(path, f"is a {kind.__name__}, which would not come back as one: {_advice(kind)}")
 
     def _container(self, value: Json, path: _Path, depth: int) -> Json:
         if id(value) in self._open:
@@ -207,7 +210,7 @@ class _PlainCopy:
         plain: dict[str, Json] = {}
         for key, item in dict.items(value):
             if not issubclass(type(key), str):
-                raise _refused(path, f"has the key {key!r:.60} of type {type(key).__name__}: keys must be text")
+                raise _refused(path, f"has a key of type {type(key).__name__}: keys must be text")
             name = str.__str__(cast(str, key))
             below = (f".{name}" if _NAME.match(name) else f"[{name!r:.60}]", path)
             self._text(name, below)
@@ -245,11 +248,11 @@ def _plain_float(value: float, path: _Path) -> float:
     return number
 
 
-def _advice(value: object) -> str:
-    if isinstance(value, tuple):
+def _advice(kind: type) -> str:
+    if issubclass(kind, tuple):
         return "store list(…)"
-    if isinstance(value, set | frozenset):
+    if issubclass(kind, set | frozenset):
         return "store sorted(…) or list(…)"
-    if isinstance(value, bytes | bytearray | memoryview):
+    if issubclass(kind, bytes | bytearray | memoryview):
         return "store text, base64 for instance"
     return "store its fields, or text"

@@ -101,7 +101,7 @@ session = Table(
     CheckConstraint(f"({_TERMINAL}) = (ended_at IS NOT NULL)", name="ended_at"),
     CheckConstraint("max_events >= 1", name="max_events"),
     CheckConstraint("hold IN (0, 1)", name="hold"),
-    CheckConstraint("first_seq >= 1 AND first_seq <= last_seq + 1", name="range"),
+    CheckConstraint("first_seq >= 1 AND first_seq <= last_seq + 1 AND last_seq <= 1000000000000", name="range"),
     CheckConstraint("total_bytes >= 0", name="total_bytes"),
     sqlite_strict=True,
     sqlite_autoincrement=True,
@@ -187,12 +187,11 @@ END""",
     "session_truncates": """
 CREATE TRIGGER session_truncates AFTER UPDATE OF first_seq ON session WHEN NEW.first_seq > OLD.first_seq BEGIN
   UPDATE store SET
-    removed_position = max(
-      removed_position,
-      coalesce((SELECT position FROM event WHERE session = NEW.id AND seq = NEW.first_seq - 1), 0)
-    ),
+    removed_position = gone.position,
     removed_at = NEW.removed_at,
-    removed_reason = NEW.removed_reason;
+    removed_reason = NEW.removed_reason
+  FROM (SELECT position FROM event WHERE session = NEW.id AND seq < NEW.first_seq ORDER BY seq DESC LIMIT 1) AS gone
+  WHERE gone.position > store.removed_position;
   DELETE FROM event WHERE session = NEW.id AND seq < NEW.first_seq;
 END""",
     "session_guards_counters": """
@@ -200,7 +199,7 @@ CREATE TRIGGER session_guards_counters BEFORE UPDATE OF id, session_id, first_se
 WHEN NEW.id <> OLD.id OR NEW.session_id <> OLD.session_id OR NEW.first_seq < OLD.first_seq OR NEW.last_seq < OLD.last_seq
   OR NEW.total_bytes < OLD.total_bytes
   OR (
-    NEW.last_seq > OLD.last_seq AND NEW.first_seq <= NEW.last_seq
+    NEW.last_seq > OLD.last_seq AND NOT (OLD.last_seq = 0 AND NEW.first_seq > NEW.last_seq)
     AND NOT EXISTS (SELECT 1 FROM event WHERE session = NEW.id AND seq = NEW.last_seq)
   ) BEGIN
   SELECT RAISE(ABORT, 'aegis: the id of a session stays, its counters only go up, last_seq with its events');
@@ -230,6 +229,11 @@ WHEN NEW.max_events < OLD.max_events AND EXISTS (
   SELECT 1 FROM session WHERE max_events IS NULL AND last_seq - first_seq >= NEW.max_events
 ) BEGIN
   SELECT RAISE(ABORT, 'aegis: sessions hold more events than that: prune them first');
+END""",
+    "store_guards_removed": """
+CREATE TRIGGER store_guards_removed BEFORE UPDATE OF removed_position ON store
+WHEN NEW.removed_position < OLD.removed_position BEGIN
+  SELECT RAISE(ABORT, 'aegis: removed_position only goes up');
 END""",
     "store_guards_delete": """
 CREATE TRIGGER store_guards_delete BEFORE DELETE ON store BEGIN

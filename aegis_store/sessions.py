@@ -155,7 +155,7 @@ def set_status(conn: Connection, session_id: str, status: Status) -> Session:
     """Set it, and `ended_at` with it: the moment a session became terminal; none while it is not."""
     row = row_of(conn, session_id)
     if row.status != status.value:
-        ended_at = (row.ended_at or now_us()) if status.is_terminal else None
+        ended_at = (now_us() if row.ended_at is None else row.ended_at) if status.is_terminal else None
         return change(conn, row, {"status": status.value, "ended_at": ended_at})
     return get(conn, session_id)
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Final, Self
 
 from aegis_store import append, creation, driver, gate, migrate, read, sessions, stats
 from aegis_store.database import Database, Durability, Target
-from aegis_store.errors import InvalidInput, StoreUnavailable, shown
+from aegis_store.errors import InvalidInput, StoreBusy, StoreFull, StoreUnavailable, shown
 from aegis_store.events import (
     UNCHANGED,
     Event,
@@ -79,7 +79,8 @@ class EventStore:
         of the process, while the last commits before a power cut may be lost. `read_only` changes no content; where the
         directory cannot be written either, a cleanly closed store opens and one in use is refused. `prune_on_open` removes
         what the retention policy asks for (the events of sessions that ended) before returning, and logs one line if
-        anything went. `busy_timeout_ms`: how long a write waits for other writers.
+        anything went; when the store is busy or the disk full, it is put off with a warning in the log.
+        `busy_timeout_ms`: how long a write waits for other writers.
 
         Raises `StoreUnavailable` (no such store, no permission), `NotAnAegisStore` (a directory, a text file, another
         program's database), `StoreCorrupt` (damaged or empty), `SchemaMismatch` (older or newer than this library: run the
@@ -103,6 +104,8 @@ class EventStore:
         if prune_on_open and not read_only:
             try:
                 store._prune_at_start()
+            except (StoreBusy, StoreFull) as error:
+                log.warning("startup job put off, the store is open all the same: %s", error)
             except BaseException:
                 store.close()
                 raise
@@ -116,11 +119,11 @@ class EventStore:
         store of another schema when they open it. Raises what `open` raises, and `SchemaMismatch` only for a newer store.
         """
         place = Target.of(target)
-        if not gate.exists(place):
-            creation.create(place)
+        if not gate.exists(place) and creation.create(place):
             return None, HEAD
         before = gate.revision(place)
-        migrate.upgrade(place)
+        if before != HEAD:
+            migrate.upgrade(place)
         return before, gate.revision(place)
 
     def close(self) -> None:
@@ -209,7 +212,9 @@ class EventStore:
         """Set a session's status; any may follow any. Setting the one that it has changes nothing.
 
         `ended_at` is the moment when it became `closed`, `completed` or `failed`, and is None again once it is not. Events
-        of such a session are removed `terminal_grace` later. Raises `SessionNotFound`, `InvalidSession`.
+        of such a session are removed by the first open or prune from `terminal_grace` later on.
+
+        Raises `SessionNotFound`, `InvalidSession`.
         """
         state = Status.of(status)
         with self._db.write() as conn:
@@ -268,8 +273,9 @@ class EventStore:
         """Append events in one transaction, all or none, in order; the list of them as stored.
 
         `expected_seq` is the `last_seq` before the first. Events whose `event_id` is known come back as they stand; if all
-        are, `expected_seq` is not looked at, so that repeating the call is harmless. No event goes in between. `events` is
-        read to its end before the transaction begins. Raises what `append` raises; then nothing was appended.
+        are, `expected_seq` is not looked at, so that repeating the call is harmless (unless the batch is larger than the
+        session's cap, and part of it has gone again). No event of others goes in between. `events` is read to its end before
+        the transaction begins. Raises what `append` raises; then nothing was appended.
         """
         return append.append_many(self._db, session_id, append.prepare_all(session_id, events), expected_seq)
 
@@ -340,6 +346,8 @@ class EventStore:
         next prune does the rest; a second one with the same plan removes nothing.
         """
         self._db.check_writable()
+        if plan is not None and not isinstance(plan, PrunePlan):
+            raise InvalidInput(f"plan must be a PrunePlan, as plan_prune gives it, not {type(plan).__name__}")
         return pruning.carry_out(self._db, self.plan_prune() if plan is None else plan, on_progress)
 
     def _prune_at_start(self) -> None:

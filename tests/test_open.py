@@ -998,9 +998,20 @@ def test_opening_prunes_unless_told_otherwise(filled: Path) -> None:
 
 def test_a_startup_job_that_fails_closes_the_store(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(store: EventStore) -> None:
-        raise StoreBusy(store="s", waited_ms=1)
+        raise StoreCorrupt(store="s", detail="for the test")
 
     monkeypatch.setattr(EventStore, "_prune_at_start", fail)
-    with pytest.raises(StoreBusy):
+    with pytest.raises(StoreCorrupt):
         EventStore.open(filled)
     assert not filled.with_name("aegis.db-wal").exists()
+
+
+def test_a_busy_store_opens_and_its_startup_job_is_put_off(
+    filled: Path, shell: sqlite3.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    with EventStore.open(filled) as store:
+        store.set_status("s", "completed")
+    shell.execute("BEGIN IMMEDIATE")
+    with EventStore.open(filled, busy_timeout_ms=50) as store:
+        assert store.get_session("s").event_count == 3
+    assert "put off" in caplog.text

@@ -363,6 +363,9 @@ BREACHES = {
         "SELECT count(*) FROM store WHERE max_events = 1",
     ),
     "store_guards_cap": Breach("UPDATE store SET max_events = 1", "SELECT count(*) FROM store WHERE max_events = 1"),
+    "store_guards_removed": Breach(
+        "UPDATE store SET removed_position = removed_position - 1", "SELECT removed_position < 0 FROM store"
+    ),
     "store_guards_delete": Breach("DELETE FROM store", "SELECT count(*) = 0 FROM store"),
 }
 

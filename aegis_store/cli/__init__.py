@@ -5,6 +5,6 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Run the command line, and end the process with one of the exit codes of `cli.exits`."""
-    from aegis_store.cli import app, exits
+    from aegis_store.cli import exits
 
-    exits.run(app.app)
+    exits.run()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from aegis_store.cli.options import AsJson, Db
+from aegis_store.cli.options import AsJson, Db, named_place
 
 if TYPE_CHECKING:
     from aegis_store.database import Durability
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _BUSY_SESSIONS = 12
 _EVENTS_OF_A_BUSY_SESSION = 1200  # so that a cap of 1,000 bites
 _PROGRESS_STEP = 100
+_MOST_DEMO_FILES = 99
 _SLOW_FSYNC_US = 1200.0  # 23,000 appends at such a speed are half a minute
 
 # Measured on the design that this replaces: its own code, the 22 MB state file, before its fix.
@@ -44,6 +45,7 @@ class Figures(NamedTuple):
 
 
 def demo(
+    context: typer.Context,
     db: Db = None,
     state_file: Annotated[
         Path | None, typer.Option("--from", help="Play this state file of the orchestrator instead.", show_default=False)
@@ -62,19 +64,19 @@ def demo(
     from aegis_store.store import EventStore
     from aegis_store.transfer.aegis_file import staged
 
-    place = _new_file(db)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    disk_us = fsync_us(place.parent)
-    durability: Durability = "power" if disk_us < _SLOW_FSYNC_US else "process"
-    if durability == "process" and not as_json:
-        show(f"This disk takes {disk_us / 1000:.1f} ms for an fsync: at process durability, to end in time.")
     with staged(state_file) if state_file else nullcontext() as state:  # a file that cannot be read makes no store
+        place = _new_store(named_place(context, db))
+        disk_us = fsync_us(place.parent)
+        durability: Durability = "power" if disk_us < _SLOW_FSYNC_US else "process"
+        if durability == "process" and not as_json:
+            show(f"This disk takes {disk_us / 1000:.1f} ms for an fsync: at process durability, to end in time.")
         with EventStore.open(place, durability=durability) as store:
             figures = _play_state(store, state) if state else _play_incident(store)
             full = store.stats()
     started = time.perf_counter()
     with EventStore.open(place, durability=durability) as store:  # the startup job runs here
         results = _results(durability, figures, full, store.stats(), time.perf_counter() - started)
+        results["incident"] = state_file is None
         if as_json:
             show_json({"store": str(place), **results})
         else:
@@ -82,21 +84,21 @@ def demo(
             _show(place, results)
 
 
-def _new_file(db: str | None) -> Path:
+def _new_store(named: str | None) -> Path:
+    """A store that this call has made, and no other process beside it."""
     from aegis_store.database import Target
+    from aegis_store.store import EventStore
 
-    if db is not None:
-        place = Target.of(db).path
-        if place.exists():
-            raise typer.BadParameter(
-                f"{place} exists, and the demo only plays on a new store: name another file", param_hint="--db"
-            )
-        return place if "://" in db else Path(db)
-    names = (Path(f"aegis-demo{suffix}.db") for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
-    free = next((name for name in names if not name.exists()), None)
-    if free is None:
-        raise typer.BadParameter("there are 999 demo files here: remove some, or name a file", param_hint="--db")
-    return free
+    if named is not None:
+        if Target.of(named).path.exists() or EventStore.upgrade(named)[0] is not None:
+            problem = f"{named} exists, and the demo only plays on a new store: name another file"
+            raise typer.BadParameter(problem, param_hint="--db")
+        return Target.of(named).path if "://" in named else Path(named)
+    for number in range(1, _MOST_DEMO_FILES + 1):
+        place = Path("aegis-demo.db" if number == 1 else f"aegis-demo-{number}.db")
+        if not place.exists() and EventStore.upgrade(place)[0] is None:
+            return place
+    raise typer.BadParameter(f"there are {_MOST_DEMO_FILES} demo files here: remove some, or name a file", param_hint="--db")
 
 
 def _play_incident(store: "EventStore") -> Figures:
@@ -192,4 +194,8 @@ def _show(place: Path, results: dict[str, Any]) -> None:
         "the restart": f"removed {start} of ended sessions, in {results['reopened_ms']:,} ms",
     }
     show_facts(facts, title="What it took")
-    show("", _OLD_DESIGN, "", f"Look around: aegis-store inspect --db {shlex.quote(str(place))}")
+    show(
+        *(["", _OLD_DESIGN] if results["incident"] else []),
+        "",
+        f"Look around: aegis-store inspect --db {shlex.quote(str(place))}",
+    )

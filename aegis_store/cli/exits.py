@@ -2,8 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 DEBUG_VARIABLE: Final = "AEGIS_STORE_DEBUG"
 """Set it to see the traceback of an internal error."""
@@ -19,13 +18,15 @@ NOT_ALL_IMPORTED: Final = 7
 INTERRUPTED: Final = 130
 
 
-def run(app: Callable[..., Any]) -> NoReturn:
-    """Run a Typer application and exit."""
+def run() -> NoReturn:
+    """Run the application and exit."""
+    if sys.stdout is None:  # closed by who started us
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character gets its escape instead of a failure.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    code = _code(app)
+    code = _code()
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -35,9 +36,17 @@ def run(app: Callable[..., Any]) -> NoReturn:
     sys.exit(code)
 
 
-def _code(app: Callable[..., Any]) -> int:
+def _code() -> int:
+    try:
+        return _outcome()
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+
+
+def _outcome() -> int:
     from typer.exceptions import TyperException
 
+    from aegis_store.cli.app import app
     from aegis_store.errors import AegisStoreError
 
     try:
@@ -48,8 +57,6 @@ def _code(app: Callable[..., Any]) -> int:
     except TyperException as error:
         message = " ".join(error.format_message().split())
         return _say(f"{message} (see --help)", error.exit_code)
-    except KeyboardInterrupt:
-        return _say("interrupted", INTERRUPTED)
     except AegisStoreError as error:
         return _say(str(error), _code_of(error))
     except BrokenPipeError:

@@ -145,7 +145,7 @@ def events(
 
     Example: aegis-store events 0198c7a2-… --after 120 --type hook.post_tool_use --json | jq .payload
     """
-    from aegis_store.cli.terminal import count, show, show_json, show_table, table, when
+    from aegis_store.cli.terminal import count, plural, show, show_json, show_table, table, when
 
     with open_to_look(context, db) as store:
         shown: list[Event] = []
@@ -165,8 +165,10 @@ def events(
             if not page.has_more or len(shown) >= limit:
                 break
     if not as_json:
+        if after is None and page.first_seq > 1:
+            show(f"{plural(page.first_seq - 1, 'event')} before seq {count(page.first_seq)} were removed.")
         rows = ((event.seq, when(event.recorded_at), event.type, _preview(event.payload)) for event in shown)
-        show_table(table(">seq", "recorded (UTC)", "type", "*payload"), rows)
+        show_table(table(">seq", "recorded (UTC)", "<type", "*payload"), rows)
         if page.has_more:
             show(f"There are more, up to seq {count(page.last_seq)}: go on with --after {seen}.")
 
@@ -206,7 +208,7 @@ def policy_words(policy: "RetentionPolicy") -> str:
     from aegis_store.cli.terminal import duration, size
 
     grace = f"kept {duration(policy.terminal_grace)}" if policy.terminal_grace else "removed at the next prune"
-    return f"{cap_words(policy.max_events)}, {size(policy.max_event_bytes)} an event, ended sessions {grace}"
+    return f"{cap_words(policy.max_events)}, {size(policy.max_event_bytes)} an event, events of ended sessions {grace}"
 
 
 def session_fields(session: "Session") -> dict[str, Any]:

@@ -22,8 +22,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 def place_of(context: typer.Context, db: str | None) -> str:
     """The store that was named: after the command, before it, by the environment, or by default."""
-    above = context.find_root().params.get("db")
-    return db or above or os.environ.get(URL_VARIABLE) or DEFAULT_PATH
+    named = named_place(context, db)
+    return named if named is not None else os.environ.get(URL_VARIABLE) or DEFAULT_PATH
+
+
+def named_place(context: typer.Context, db: str | None) -> str | None:
+    """The store that was named on the command line, if one was."""
+    above: str | None = context.find_root().params.get("db")
+    return db if db is not None else above
 
 
 def print_help_without_command(context: typer.Context) -> None:

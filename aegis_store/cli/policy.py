@@ -91,17 +91,18 @@ def set_policy(
     from dataclasses import replace
 
     from aegis_store.cli.terminal import plural, show
+    from aegis_store.errors import InvalidPolicy
 
     given = {"max_events": max_events, "max_event_bytes": max_event_bytes, "terminal_grace": terminal_grace}
     changes = {name: value for name, value in given.items() if value is not None}
     if not changes:
-        raise typer.BadParameter("say what to change: --max-events, --max-event-bytes or --terminal-grace")
+        raise InvalidPolicy("say what to change: --max-events, --max-event-bytes or --terminal-grace")
     with open_to_change(context, db) as store:
         old = store.retention_policy()
         new = replace(old, **changes)
         loss = store.plan_policy(new)
         if loss.events and not yes:
-            raise typer.BadParameter(
+            raise InvalidPolicy(
                 f"this would remove {plural(loss.events, 'event')} of {plural(loss.sessions, 'session')} now: "
                 "add --yes if that is what you want"
             )

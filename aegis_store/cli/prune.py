@@ -1,12 +1,13 @@
 """The command `prune`."""
 
+import shlex
 from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aegis_store.cli.options import AsJson, Db, open_to_change, open_to_look
+from aegis_store.cli.options import AsJson, Db, open_to_change, open_to_look, place_of
 
 if TYPE_CHECKING:
     from aegis_store.retention.plan import PrunePlan
@@ -37,13 +38,14 @@ def prune(
         report = _carry_out(store, plan) if acts else None
     if as_json:
         show_json({"plan": plan_fields(plan), "report": asdict(report) if report else None})
-    elif report:
+    elif report and plan.truncations:
         show(
             f"Removed {plural(report.events_removed, 'event')} ({size(report.bytes_removed)}) "
             f"of {plural(report.sessions_pruned, 'session')} in {report.duration_s:.1f} s."
         )
     elif plan.truncations:
-        show("Nothing was removed. To remove this: aegis-store prune --yes")
+        command = f"aegis-store prune --yes --db {shlex.quote(place_of(context, db))}"
+        show("Nothing was removed. To remove this:", command)
 
 
 def _carry_out(store: "EventStore", plan: "PrunePlan") -> "PruneReport":
@@ -61,8 +63,8 @@ def _show_plan(plan: "PrunePlan") -> None:
         show("Nothing to remove.")
         return
     biggest = sorted(plan.truncations, key=lambda t: -t.events)[:_SHOWN_SESSIONS]
-    rows = ((t.session_id, t.status, count(t.events), size(t.bytes), t.reason) for t in biggest)
-    show_table(table("*session", "status", ">events", ">bytes", "reason"), rows)
+    rows = ((t.session_id, count(t.events), size(t.bytes), t.reason) for t in biggest)
+    show_table(table("*session", ">events", ">bytes", "reason"), rows)
     rest = len(plan.truncations) - len(biggest)
     if rest:
         show(f"… and {plural(rest, 'session')} more.")

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_WIDEST_CELL = 24
+
+
 def printable(text: str) -> str:
     """`text` with everything escaped that is not visible: control and escape characters, text direction, lone surrogates."""
     if text.isprintable():
@@ -33,20 +36,23 @@ def show(*lines: str) -> None:
 
 
 def table(*columns: str) -> "Table":
-    """An empty table; a column whose name begins with ">" is for numbers, one with "*" takes the room that is left."""
+    """An empty table. A column whose name begins with ">" is for numbers, "<" for text that may be long, "*" takes the room
+    that is left, "~" too, and goes on below.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in columns:
         made.add_column(
-            name.lstrip(">*"),
+            name.lstrip(">*~<"),
             justify="right" if name.startswith(">") else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            ratio=1 if name.startswith("*") else None,
+            no_wrap=not name.startswith("~"),
+            overflow="fold" if name.startswith("~") else "ellipsis",
+            ratio=1 if name[0] in "*~" else None,
+            max_width=_WIDEST_CELL if name.startswith("<") else None,
         )
-    made.expand = any(name.startswith("*") for name in columns)
+    made.expand = any(name[0] in "*~" for name in columns)
     return made
 
 

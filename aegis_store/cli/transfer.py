@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 def import_aegis(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="The state file, .json or .json.gz.")],
+    file: Annotated[
+        Path, typer.Argument(help="The state file, .json or .json.gz.", metavar="FILE", exists=True, dir_okay=False)
+    ],
     db: Db = None,
     as_json: AsJson = False,
 ) -> int:
@@ -59,4 +61,4 @@ def _show(report: "ImportReport", place: str) -> None:
     show_facts(facts, title=f"Imported into {place}")
     if report.refused:
         show("", f"{plural(len(report.refused), 'session')} refused, nothing of them was written:")
-        show_table(table("session", "*reason"), [(refusal.session_id, refusal.reason) for refusal in report.refused])
+        show_table(table("session", "~reason"), [(refusal.session_id, refusal.reason) for refusal in report.refused])

@@ -8,6 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection, select
 
 from aegis_store.database import Database
+from aegis_store.retention.limits import policy_in_force
 from aegis_store.retention.plan import PrunePlan, Truncation, state_of
 from aegis_store.retention.truncate import Removed, let_writers_through, truncate_slice
 from aegis_store.schema import session
@@ -59,8 +60,13 @@ def carry_out(db: Database, plan: PrunePlan, on_progress: OnProgress | None) -> 
 
 def _next_slice(conn: Connection, plan: PrunePlan, truncation: Truncation) -> Removed:
     row = conn.execute(select(session).where(session.c.session_id == truncation.session_id)).one_or_none()
-    decision = row and plan.policy.keep_from(state_of(row), plan.now)
-    if row is None or decision is None:
-        return Removed(0, 0)  # reopened, held or emptied since it was planned
-    # Events that came after the plan are not part of it, whatever the policy says of them now.
-    return truncate_slice(conn, row, min(decision.keep_from_seq, truncation.keep_from_seq), decision.reason)
+    if row is None:
+        return Removed(0, 0)
+    # What the policy asked for then and still asks for: the session may have been reopened or held, the policy changed.
+    state = state_of(row)
+    decisions = [policy.keep_from(state, plan.now) for policy in (plan.policy, policy_in_force(conn))]
+    least = min((decision for decision in decisions if decision), default=None)
+    if least is None or None in decisions:
+        return Removed(0, 0)
+    # Events that came after the plan are not part of it.
+    return truncate_slice(conn, row, min(least.keep_from_seq, truncation.keep_from_seq), least.reason)

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from aegis_store import driver
-from aegis_store.database import is_open_here
+from aegis_store.database import errors_of, is_open_here
 from aegis_store.errors import ImportRejected, shown
 from aegis_store.events import Json
 from aegis_store.transfer.json_text import JsonText
 
 VERSION: Final = 1
+_MAX_PARTS: Final = 1000
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 
 OnBytes = Callable[[int, int], None]
@@ -69,7 +70,10 @@ def staged(file: str | os.PathLike[str], on_bytes: OnBytes | None = None) -> Ite
     """
     if is_open_here(file):
         raise ImportRejected(file=os.fspath(file), place="at its start", detail="it is a store that is open here")
-    with tempfile.TemporaryDirectory(prefix="aegis-store-import-") as directory:
+    with (
+        errors_of(f"staging in {tempfile.gettempdir()}"),
+        tempfile.TemporaryDirectory(prefix="aegis-store-import-") as directory,
+    ):
         connection = driver.dbapi.connect(os.path.join(directory, "staged.db"), isolation_level=None)
         try:
             connection.execute("PRAGMA journal_mode = OFF").fetchall()
@@ -118,28 +122,29 @@ class _Reader:
         return ImportRejected(file=self.file, place=self.place, detail=detail)
 
     def _read_top(self, text: JsonText) -> None:
-        parts: dict[str, Json] = {}
+        seen: set[str] = set()
+        version: Json = None
         for name in text.members():
             self.place = f"at {shown(name)[1:-1]}"
-            if name in parts:
-                raise self._rejected("it stands twice")
+            if name in seen or len(seen) == _MAX_PARTS:
+                raise self._rejected("it stands twice" if name in seen else f"there are more than {_MAX_PARTS} parts")
+            seen.add(name)
             stage = {"sessions": self._stage_session, "events": self._stage_event}.get(name)
             if text.peek() == "[":
                 self._read_list(name, text, stage)
-                parts[name] = None
             elif stage is not None:
                 raise self._rejected(f"{name} is not a list")
+            elif name == "version":
+                version = text.value()
             else:
-                parts[name] = text.value()
+                text.value()
+                self.not_taken[name] = 1
         self.place = "at its end"
-        version = parts.pop("version", None)
         if version != VERSION or isinstance(version, bool):
             raise self._rejected(f"this reads version {VERSION} of the format, and the file says version {shown(version)}")
-        missing = sorted({"sessions", "events"} - parts.keys())
+        missing = sorted({"sessions", "events"} - seen)
         if missing:
             raise self._rejected(f"it has no {' and no '.join(missing)}, so it is no state file")
-        for name in parts.keys() - {"sessions", "events"}:
-            self.not_taken.setdefault(name, 1)
 
     def _read_list(self, name: str, text: JsonText, stage: Callable[[dict[str, Json]], None] | None) -> None:
         if stage is None:
@@ -171,9 +176,11 @@ class _Progress(io.BufferedIOBase):
         self._raw = raw
         self._total = total
         self._on_bytes = on_bytes
+        self._done = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
         content = self._raw.read(size)
+        self._done += len(content)
         if self._on_bytes is not None:
-            self._on_bytes(self._raw.tell(), self._total)
+            self._on_bytes(self._done, max(self._done, self._total))
         return content

@@ -1,7 +1,7 @@
 """Bringing a state file of the orchestrator into a store: each session in one transaction, whole or not at all."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ OnSessions = Callable[[int, int], None]
 BEFORE_IMPORT: Final = "before_import"
 """`removed_reason` of a session whose first events the file does not hold any more."""
 
+_MAX_SEQ: Final = 10**12  # the schema's own bound: sums over all sessions stay within 64 bits
 _LAST_MS: Final = 253_402_300_799_999  # the year 9999, where datetime ends
 _EVENT_FIELDS: Final = {
     *("sessionId", "tenantId", "ownerKeyId", "eventSeq", "eventId", "backendRunId"),
@@ -54,6 +55,9 @@ class ImportReport:
     events_pruned: int = 0
     refused: list[Refusal] = field(default_factory=list)
     not_taken: Mapping[str, int] = field(default_factory=dict)
+
+
+_COUNTS: Final = tuple(each.name for each in fields(ImportReport) if each.type is int)
 
 
 class _Refused(Exception):
@@ -97,13 +101,11 @@ def _bring_session(conn: Connection, record: dict[str, Json], events: Iterator[J
             row = _start_at(conn, row, _seq_of(first))
     if first is not None:
         _bring_events(conn, row, values, _chained(first, events), counts)
-    counts.sessions_unchanged = int(not counts.sessions_added and not counts.sessions_updated and not counts.events_added)
-    if standing is not None and counts.events_added and not counts.sessions_updated:
-        counts.sessions_updated = 1
-    for name in ("sessions_added", "sessions_updated", "sessions_unchanged", "events_added", "events_capped"):
+    if not counts.sessions_added:
+        counts.sessions_updated = int(counts.sessions_updated or counts.events_added > 0)
+        counts.sessions_unchanged = 1 - counts.sessions_updated
+    for name in _COUNTS:
         setattr(report, name, getattr(report, name) + getattr(counts, name))
-    report.events_standing += counts.events_standing
-    report.events_pruned += counts.events_pruned
 
 
 def _chained(first: Json, rest: Iterator[Json]) -> Iterator[Json]:
@@ -209,8 +211,8 @@ def _insert_event(conn: Connection, prepared: append.Prepared, seq: int) -> Even
 
 def _seq_of(record: Json) -> int:
     seq = record.get("eventSeq")
-    if isinstance(seq, bool) or not isinstance(seq, int) or not 1 <= seq < 2**63:
-        raise _Refused(f"eventSeq must be a whole number from 1 on, not {shown(seq)}")
+    if isinstance(seq, bool) or not isinstance(seq, int) or not 1 <= seq <= _MAX_SEQ:
+        raise _Refused(f"eventSeq must be a whole number from 1 to {_MAX_SEQ:,}, not {shown(seq)}")
     return seq
 
 

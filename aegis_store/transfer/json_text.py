@@ -14,7 +14,7 @@ from typing import Final
 from aegis_store.events import Json
 
 _CHUNK_BYTES: Final = 64 * 1024
-_MAX_ITEM_CHARACTERS: Final = 64 * 1024 * 1024  # four times the largest payload of a store
+_MAX_ITEM_CHARACTERS: Final = 20 * 1024 * 1024  # the largest payload of a store, and some
 _LONGEST_TOKEN_END: Final = 64  # an error so close to the end of what was read may come from its being cut there
 
 
