@@ -222,13 +222,15 @@ class Database:
         """One write transaction, begun at once (BEGIN IMMEDIATE), committed at the end, rolled back on any exception."""
         asked_s = self._ask_for_turn()
         with self._lock:
-            writer = self._take_turn(asked_s)
             try:
+                writer = self._take_turn(asked_s)
                 with self.errors(), writer.begin():
                     yield writer
             except BaseException as error:
                 self._after_error(error)
                 raise
+            finally:
+                self._owner = 0
 
     def execute_alone(self, sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         """One statement that is its own transaction, committed when this returns.
@@ -238,17 +240,20 @@ class Database:
         """
         asked_s = self._ask_for_turn()
         with self._lock:
-            self._take_turn(asked_s)
             try:
+                self._take_turn(asked_s)
                 rows: list[tuple[Any, ...]] = self._cursor.execute(sql, parameters).fetchall()
                 return rows
             except BaseException as error:
-                # A statement that did not run to its end must not stay behind on the cursor.
-                self._cursor = self._writer_driver.cursor()
                 self._after_error(error)
                 if isinstance(error, driver.dbapi.Error):
+                    # A statement that did not run to its end must not stay behind on the cursor.
+                    self._cursor = self._writer_driver.cursor()
                     raise translated(str(self.target), error, waited_ms=self.busy_timeout_ms) from None
                 raise
+            finally:
+                # Before the lock is given back: the next thread has it some time before it can say so.
+                self._owner = 0
 
     # The writer's lock is taken by `with` alone: between a call of `acquire` and what follows it, Ctrl-C could come and the
     # lock would never be given back. A `with` has no time limit, so who gets his turn too late gives up then.
@@ -274,7 +279,7 @@ class Database:
 
     def _after_error(self, error: BaseException) -> None:
         """After Ctrl-C in the middle, SQLAlchemy gives the connection up: undo what it had begun, and use a new one."""
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception) and self._writer is not None:
             self._writer_is_lost = True
             self._close_writer()
 
@@ -304,6 +309,7 @@ class Database:
 
     def close(self) -> None:
         """Close all connections. Idempotent; waits for a write under way. The last one out checkpoints the WAL."""
+        self._ask_for_turn()
         with self._lock:
             if self._closed.is_set():
                 return

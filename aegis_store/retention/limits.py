@@ -119,6 +119,6 @@ def change_session(db: Database, session_id: str, changes: Mapping[str, Any]) ->
         _shrink(db, session_id, new_cap)
     with db.write() as conn:
         row = row_of(conn, session_id)
-        while truncate_slice(conn, row, row.last_seq + 1 - new_cap(conn, row), "max_events").events:
+        while "max_events" in changes and truncate_slice(conn, row, row.last_seq + 1 - new_cap(conn, row), "max_events").events:
             row = row_of(conn, session_id)  # what came since, which is little
         return change(conn, row, changes)
