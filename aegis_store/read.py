@@ -79,7 +79,7 @@ def page_of_all(conn: Connection, *, after_position: int | None, limit: int, on_
     query = (
         select(event, session.c.session_id)
         .join_from(event, session, session.c.id == event.c.session)
-        .where(event.c.position > (after_position or 0))
+        .where(event.c.position > (after_position or 0), session.c.session_id.is_not(None))
         .order_by(event.c.position)
         .limit(limit)
     )

@@ -46,14 +46,15 @@ from aegis_store.events import (
     from_us,
     to_us,
 )
-from aegis_store.schema import NO_CAP, event, session
+from aegis_store.schema import NAMED, NO_CAP, event, session, tombstone
 from aegis_store.settings import MAX_PAGE_EVENTS
 
 _FIRST: Final = event.alias("first")
 _REMOVED_BYTES: Final = func.coalesce(_FIRST.c.bytes_before, session.c.total_bytes).label("removed_bytes")
-_RECORD: Final = select(session, _REMOVED_BYTES).join_from(
+RECORD: Final = select(session, _REMOVED_BYTES).join_from(
     session, _FIRST, and_(_FIRST.c.session == session.c.id, _FIRST.c.seq == session.c.first_seq), isouter=True
 )
+"""The whole record of sessions: their rows, and `removed_bytes`."""
 
 
 def now_us() -> int:
@@ -92,7 +93,7 @@ def row_of(conn: Connection, session_id: str) -> Row[Any]:
 
 
 def get(conn: Connection, session_id: str) -> Session:
-    row = conn.execute(_RECORD.where(session.c.session_id == known_id(session_id))).one_or_none()
+    row = conn.execute(RECORD.where(session.c.session_id == known_id(session_id))).one_or_none()
     if row is None:
         raise SessionNotFound(session_id=session_id)
     return _record(conn, row)
@@ -124,12 +125,28 @@ def new_record(
 
 
 def create(conn: Connection, record: Mapping[str, Any]) -> Session:
-    """Insert `record`. `SessionExists` if the id is taken."""
+    """Insert `record`. `SessionExists` if the id is taken, or was by a session of another tenant or owner."""
     taken = select(session.c.id).where(session.c.session_id == record["session_id"])
     if conn.execute(taken).first() is not None:
         raise SessionExists(session_id=record["session_id"])
-    conn.execute(insert(session).values(**record))
+    conn.execute(insert(session).values(**record, **after_tombstone(conn, record)))
     return get(conn, record["session_id"])
+
+
+def after_tombstone(conn: Connection, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a session of that id goes on, if one was deleted or forgotten. `SessionExists` if that was another scope's."""
+    buried = conn.execute(select(tombstone).where(tombstone.c.session_id == record["session_id"])).one_or_none()
+    if buried is None:
+        return {}
+    if (buried.tenant, buried.owner) != (record["tenant"], record["owner"]):
+        raise SessionExists(session_id=record["session_id"])
+    return {
+        "first_seq": buried.last_seq + 1,
+        "last_seq": buried.last_seq,
+        "total_bytes": buried.total_bytes,
+        "removed_at": buried.removed_at,
+        "removed_reason": buried.removed_reason,
+    }
 
 
 def ensure(db: Database, record: Mapping[str, Any]) -> Session:
@@ -143,7 +160,7 @@ def ensure(db: Database, record: Mapping[str, Any]) -> Session:
 
 
 def _standing(conn: Connection, record: Mapping[str, Any]) -> Session | None:
-    row = conn.execute(_RECORD.where(session.c.session_id == record["session_id"])).one_or_none()
+    row = conn.execute(RECORD.where(session.c.session_id == record["session_id"])).one_or_none()
     if row is None:
         return None
     if (row.tenant, row.owner) != (record["tenant"], record["owner"]):
@@ -202,7 +219,7 @@ def page(
     if cursor is not None:
         below.append(tuple_(session.c.updated_at, session.c.id) < tuple_(*map(literal, _cursor_parts(cursor))))
     ids = _newest(statuses, below, limit + 1)
-    query = _RECORD.where(session.c.id.in_(select(ids.c.id))).order_by(session.c.updated_at.desc(), session.c.id.desc())
+    query = RECORD.where(session.c.id.in_(select(ids.c.id))).order_by(session.c.updated_at.desc(), session.c.id.desc())
     rows = conn.execute(query).all()
     last = rows[limit - 1] if len(rows) > limit else None
     return SessionPage(
@@ -215,7 +232,7 @@ def _newest(statuses: Collection[str] | None, conditions: list[ColumnElement[boo
     columns = (session.c.updated_at, session.c.id)
 
     def newest(*more: ColumnElement[bool]) -> Select[Any]:
-        return select(*columns).where(*conditions, *more).order_by(*(c.desc() for c in columns)).limit(count)
+        return select(*columns).where(NAMED, *conditions, *more).order_by(*(c.desc() for c in columns)).limit(count)
 
     if statuses is None:
         return newest().subquery()

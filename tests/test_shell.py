@@ -24,6 +24,8 @@ def three_events(store: EventStore) -> None:
     store.create_session("inherits")
     for session_id in ("s", "inherits"):
         store.append_many(session_id, [NewEvent(type="t", payload=f"p{n}", event_id=f"e{n}") for n in (1, 2, 3)])
+    store.create_session("gone")
+    store.delete_session("gone")
 
 
 def insert(shell: sqlite3.Connection, verb: str = "INSERT", **given: Any) -> None:
@@ -216,7 +218,7 @@ def test_a_cap_of_nothing_is_refused(shell: sqlite3.Connection, cap: int) -> Non
 
 @pytest.mark.parametrize("session_id", ["s", "empty"])
 def test_a_session_is_not_deleted(store: EventStore, shell: sqlite3.Connection, session_id: str) -> None:
-    with pytest.raises(Refused, match="a session stays"):
+    with pytest.raises(Refused, match="to delete a session"):
         shell.execute("DELETE FROM session WHERE session_id = ?", (session_id,))
     assert store.get_session(session_id).session_id == session_id
 
@@ -357,7 +359,24 @@ BREACHES = {
         "SELECT count(*) FROM session WHERE tenant = 'x'",
     ),
     "session_guards_cap": Breach("UPDATE session SET max_events = 1", "SELECT count(*) FROM session WHERE max_events = 1"),
-    "session_guards_delete": Breach("DELETE FROM session", "SELECT count(*) < 3 FROM session"),
+    "session_guards_delete": Breach("DELETE FROM session WHERE session_id = 'empty'", "SELECT count(*) < 3 FROM session"),
+    "session_is_buried": Breach(
+        "UPDATE session SET session_id = NULL WHERE session_id = 's'",
+        "SELECT count(*) = 0 FROM tombstone WHERE session_id = 's' AND last_seq = 3",
+    ),
+    "session_revives": Breach(
+        "INSERT INTO session (session_id, tenant, owner, status, created_at, updated_at, first_seq, last_seq) "
+        "VALUES ('gone', 'default', 'default', 'idle', 1, 1, 1, 0)",
+        "SELECT count(*) FROM tombstone JOIN session USING (session_id)",
+    ),
+    "tombstone_guards_insert": Breach(
+        "INSERT OR REPLACE INTO tombstone VALUES ('gone', 'other', 'default', 0, 0, 1, 'x')",
+        "SELECT tenant = 'other' FROM tombstone WHERE session_id = 'gone'",
+    ),
+    "tombstone_guards_update": Breach(
+        "UPDATE tombstone SET tenant = 'other'", "SELECT tenant = 'other' FROM tombstone WHERE session_id = 'gone'"
+    ),
+    "tombstone_guards_delete": Breach("DELETE FROM tombstone", "SELECT count(*) = 0 FROM tombstone WHERE session_id = 'gone'"),
     "store_guards_insert": Breach(
         "INSERT OR REPLACE INTO store (id, max_events, max_event_bytes, terminal_grace_us) VALUES (1, 1, 9, 0)",
         "SELECT count(*) FROM store WHERE max_events = 1",
