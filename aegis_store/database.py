@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from aegis_store.errors import (
     StoreUnavailable,
     shown,
 )
-from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS
+from aegis_store.settings import BUSY_PAUSE_MAX_S, BUSY_PAUSE_MIN_S, DEFAULT_BUSY_TIMEOUT_MS
 
 Durability = Literal["power", "process"]
 
@@ -190,6 +190,7 @@ class Database:
         self._set(connection, "synchronous", name, value)
         # Stores are created in WAL mode. If someone switched it off, this switches it on again, or finds out that it cannot.
         self._set(connection, "journal_mode", "WAL", "wal")
+        self._set(connection, "busy_timeout", "0", 0)  # from here on `_when_free` waits
 
     def _set(self, connection: Any, pragma: str, value: str, expected: object) -> None:
         connection.execute(f"PRAGMA {pragma} = {value}").fetchall()
@@ -200,7 +201,27 @@ class Database:
             )
 
     def _begin(self, connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection is self._writer else "BEGIN")
+        if connection is self._writer:
+            self._when_free(lambda: self._cursor.execute("BEGIN IMMEDIATE"))
+        else:
+            connection.exec_driver_sql("BEGIN")
+
+    def _when_free(self, execute: Callable[[], Any]) -> Any:
+        """What `execute` gives, tried again while another process holds the store, until the busy timeout is over.
+
+        SQLite's own handler sleeps longer and longer, up to 100 ms, so that a writer starves beside a busy one. This one
+        looks again every millisecond at the latest. A statement that was told "busy" has done nothing.
+        """
+        deadline_s = time.monotonic() + self.busy_timeout_ms / 1000
+        pause_s = BUSY_PAUSE_MIN_S
+        while True:
+            try:
+                return execute()
+            except driver.dbapi.OperationalError as error:
+                if not is_busy(error) or time.monotonic() >= deadline_s:
+                    raise
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, BUSY_PAUSE_MAX_S)
 
     # Transactions
 
@@ -242,7 +263,7 @@ class Database:
         with self._lock:
             try:
                 self._take_turn(asked_s)
-                rows: list[tuple[Any, ...]] = self._cursor.execute(sql, parameters).fetchall()
+                rows: list[tuple[Any, ...]] = self._when_free(lambda: self._cursor.execute(sql, parameters).fetchall())
                 return rows
             except BaseException as error:
                 self._after_error(error)
@@ -254,6 +275,17 @@ class Database:
             finally:
                 # Before the lock is given back: the next thread has it some time before it can say so.
                 self._owner = 0
+
+    def checkpoint(self) -> None:
+        """Bring what the log holds into the file, as far as readers allow; neither waits nor makes writers wait.
+
+        Only on a SQLite without the WAL-reset bug: on others SQLite's own checkpoints, in a writer's commit, have to do.
+        """
+        if driver.has_wal_reset_bug(driver.VERSION_INFO) or self._closed.is_set():
+            return
+        with self.errors(), self._engine.connect() as connection:
+            raw: Any = connection.connection.dbapi_connection  # not in a transaction, which SQLAlchemy would begin
+            raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     # The writer's lock is taken by `with` alone: between a call of `acquire` and what follows it, Ctrl-C could come and the
     # lock would never be given back. A `with` has no time limit, so who gets his turn too late gives up then.
@@ -333,6 +365,10 @@ _CLOSED: Final = ("closed database", "closed cursor", "This Connection is closed
 _SCHEMA: Final = ("no such table", "no such column", "has no column")
 
 
+def is_busy(error: Exception) -> bool:
+    return any(part in str(error) for part in _BUSY)
+
+
 @contextmanager
 def errors_of(store: str) -> Iterator[None]:
     """Inside, errors of the driver, SQLAlchemy and the file system become ours; see `translated`."""
@@ -357,7 +393,7 @@ def translated(store: str, error: Exception, *, waited_ms: int) -> Exception:
     if isinstance(error, driver.dbapi.IntegrityError):
         return ConstraintRefused(str(error))
     message = str(error).partition(" with text ")[0]  # where the driver would go on with the content of a column
-    if any(part in message for part in _BUSY):
+    if is_busy(error):
         return StoreBusy(store=store, waited_ms=waited_ms)
     if any(part in message for part in _FULL):
         return StoreFull(store=store, detail=message)

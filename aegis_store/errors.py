@@ -202,14 +202,13 @@ class CursorAhead(AegisStoreError):
 
 
 class StoreBusy(AegisStoreError):
-    """Another writer held the store for longer than the busy timeout. Nothing was written; try again."""
+    """Others held the store for longer than the busy timeout, or have it open where it must be closed. Nothing was written."""
 
-    def __init__(self, *, store: str, waited_ms: int) -> None:
+    def __init__(self, *, store: str, waited_ms: int, detail: str | None = None) -> None:
         self.store = store
         self.waited_ms = waited_ms
-        super().__init__(
-            f"store {shown(store)} was held by another writer for {waited_ms:,} ms: try again, or raise busy_timeout_ms"
-        )
+        self.detail = detail or (f"was held by another writer for {waited_ms:,} ms: try again, or raise busy_timeout_ms")
+        super().__init__(f"store {shown(store)} {self.detail}")
 
 
 class StoreFull(AegisStoreError):

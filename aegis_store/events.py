@@ -176,6 +176,39 @@ class StoreStats:
     free_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """Whether the store is well, and what to look at if not. `problems` are in words; empty: nothing is wrong.
+
+    `file_bytes`, `wal_bytes`, `free_bytes` are on disk: the database, its write-ahead log, and empty pages in the former.
+    `budget_used` is the part of `max_total_bytes` that payloads take (1.0: full); None without a budget.
+    `maintained_at` is when a maintenance of any process was last at work; `maintenance_error` is what went wrong in the last
+    turn of this process's own, None if nothing did. `last_prune_*` tell of the newest run that left a row.
+    """
+
+    problems: tuple[str, ...]
+    file_bytes: int
+    wal_bytes: int
+    free_bytes: int
+    retained_bytes: int | None
+    max_total_bytes: int | None
+    maintain_every: timedelta | None
+    maintained_at: datetime | None
+    maintenance_error: str | None
+    last_prune_at: datetime | None
+    last_prune_outcome: str | None
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    @property
+    def budget_used(self) -> float | None:
+        if self.max_total_bytes is None or self.retained_bytes is None:
+            return None
+        return self.retained_bytes / self.max_total_bytes
+
+
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _FIRST_US: Final = (datetime.min.replace(tzinfo=UTC) - EPOCH) // _MICROSECOND
