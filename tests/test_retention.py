@@ -24,7 +24,7 @@ from aegis_store import (
     driver,
 )
 from aegis_store.events import EPOCH
-from aegis_store.retention.plan import prunable
+from aegis_store.retention.find import work_queries
 from aegis_store.retention.policy import Decision, SessionState
 
 OpenStore = Callable[..., EventStore]
@@ -166,7 +166,8 @@ def test_the_startup_job_logs_one_line_that_says_what_went(open_store: OpenStore
         open_store()
     [line] = [record.getMessage() for record in caplog.records if record.name.startswith("aegis_store")]
     assert "7 events" in line
-    assert "2 terminal sessions" in line
+    assert "2 sessions" in line
+    assert "terminal_grace 7" in line
 
 
 def test_the_startup_job_logs_nothing_when_nothing_goes(open_store: OpenStore, caplog: pytest.LogCaptureFixture) -> None:
@@ -202,15 +203,23 @@ def add_rows_without_work(shell: sqlite3.Connection, name: str, count: int) -> N
     shell.execute("COMMIT")
 
 
-@pytest.mark.parametrize("policy", [RetentionPolicy(), RetentionPolicy(terminal_grace=HOUR)], ids=["at once", "after a grace"])
-def test_sessions_to_prune_are_found_by_their_index(
+EVERY_LIMIT = RetentionPolicy(
+    terminal_grace=HOUR, max_age=HOUR, max_bytes=10**6, max_total_bytes=10**9, forget_sessions_after=HOUR
+)
+
+
+@pytest.mark.parametrize("policy", [RetentionPolicy(), EVERY_LIMIT], ids=["the default", "every limit"])
+def test_sessions_to_prune_are_found_by_the_index_of_each_limit(
     store: EventStore, shell: sqlite3.Connection, policy: RetentionPolicy
 ) -> None:
-    statement = str(prunable(policy, NOON).compile(store._db._engine, compile_kwargs={"literal_binds": True}))
-    plan = [row[3] for row in shell.execute(f"EXPLAIN QUERY PLAN {statement}")]
-    assert plan[0].startswith(("SCAN session USING INDEX session_prunable", "SEARCH session USING INDEX session_prunable"))
-    assert "SEARCH first USING INDEX" in plan[1]
-    assert len(plan) == 2
+    indexes = []
+    for query in work_queries(policy, NOON, in_force=True):
+        statement = str(query.compile(store._db._engine, compile_kwargs={"literal_binds": True}))
+        [(*_, step)] = shell.execute(f"EXPLAIN QUERY PLAN {statement}")
+        assert step.startswith(("SCAN session USING INDEX ", "SEARCH session USING INDEX ")), step
+        indexes.append(step.split()[4])
+    wanted = ["sqlite_autoindex_session_1", "session_prunable", "session_ageing", "session_oversize", "session_forgettable"]
+    assert indexes == (wanted if policy is EVERY_LIMIT else wanted[:2])
 
 
 def test_opening_costs_the_same_with_10_and_20000_sessions_when_there_is_nothing_to_prune(
@@ -595,9 +604,19 @@ def test_a_read_only_store_tells_the_policy_and_does_not_change_it(store: EventS
 # The policy's decision, without a store
 
 
+class NoHistory:
+    """The history of a session of which nothing but its record matters."""
+
+    def since(self, moment: datetime, from_seq: int) -> int:
+        raise AssertionError("not asked for")
+
+    def within(self, payload_bytes: int) -> int:
+        raise AssertionError("not asked for")
+
+
 def state(**given: Any) -> SessionState:
     values: dict[str, Any] = {"status": Status.CLOSED, "hold": False, "first_seq": 3, "last_seq": 5, "ended_at": NOON}
-    return SessionState(**values | given)
+    return SessionState(**values | {"history": NoHistory()} | given)
 
 
 def test_a_session_that_ended_keeps_nothing_below_its_next_event() -> None:

@@ -6,27 +6,58 @@ guards of the schema refuse a cap that a session exceeds, so no order of events 
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row, Select, func, select, update
 
 from aegis_store.database import Database
-from aegis_store.errors import InvalidPolicy
-from aegis_store.events import Session, from_us
+from aegis_store.errors import InvalidPolicy, SessionNotFound
+from aegis_store.events import EPOCH, Session, from_us
+from aegis_store.retention.history import SESSION_ROW, over_bytes, sum_of_retained_bytes
 from aegis_store.retention.policy import RetentionPolicy
 from aegis_store.retention.truncate import let_writers_through, truncate_slice
-from aegis_store.schema import NO_CAP, session, store
+from aegis_store.schema import NAMED, NO_CAP, session, store
 from aegis_store.sessions import cap_of, change, row_of, stored_cap
 from aegis_store.settings import PRUNE_SLICE_EVENTS
 
+_POLICY: Final = select(store)
+
 
 def policy_in_force(conn: Connection) -> RetentionPolicy:
-    row = conn.execute(select(store)).one()
+    row = conn.execute(_POLICY).one()
     return RetentionPolicy(
         max_events=cap_of(row.max_events),
+        max_bytes=row.max_bytes,
+        max_age=_span(row.max_age_us),
         max_event_bytes=row.max_event_bytes,
-        terminal_grace=from_us(row.terminal_grace_us) - from_us(0),
+        terminal_grace=from_us(row.terminal_grace_us) - EPOCH,
+        max_total_bytes=row.max_total_bytes,
+        forget_sessions_after=_span(row.forget_sessions_after_us),
+        mode=row.mode,
     )
+
+
+def _span(us: int | None) -> timedelta | None:
+    return None if us is None else timedelta(microseconds=us)
+
+
+def _us(span: timedelta | None) -> int | None:
+    return None if span is None else span // timedelta(microseconds=1)
+
+
+def _stored(policy: RetentionPolicy) -> dict[str, Any]:
+    return {
+        "max_events": stored_cap(policy.max_events),
+        "max_bytes": policy.max_bytes,
+        "max_age_us": _us(policy.max_age),
+        "max_event_bytes": policy.max_event_bytes,
+        "terminal_grace_us": _us(policy.terminal_grace),
+        "max_total_bytes": policy.max_total_bytes,
+        "forget_sessions_after_us": _us(policy.forget_sessions_after),
+        "mode": policy.mode,
+    }
 
 
 class PolicyLoss(NamedTuple):
@@ -38,17 +69,16 @@ class PolicyLoss(NamedTuple):
 
 def loss(conn: Connection, policy: RetentionPolicy) -> PolicyLoss:
     """How many events the sessions hold that the policy's cap does not allow."""
-    _check(policy)
+    over = _over(_stored(checked(policy))["max_events"]).subquery()
     cap = stored_cap(policy.max_events)
-    assert cap is not None
-    over = _over(cap).subquery()
     sums = select(func.count(), func.coalesce(func.sum(over.c.last_seq - over.c.first_seq + 1 - cap), 0))
     return PolicyLoss(*conn.execute(sums.select_from(over)).one())
 
 
-def _check(policy: object) -> None:
+def checked(policy: RetentionPolicy) -> RetentionPolicy:
     if not isinstance(policy, RetentionPolicy):
         raise InvalidPolicy(f"policy must be a RetentionPolicy, not {type(policy).__name__}")
+    return policy
 
 
 def set_policy(db: Database, policy: RetentionPolicy) -> None:
@@ -56,14 +86,8 @@ def set_policy(db: Database, policy: RetentionPolicy) -> None:
 
     Interrupted, the old policy is in force, and some sessions have lost part of what the new one would have removed.
     """
-    _check(policy)
-    cap = stored_cap(policy.max_events)
-    assert cap is not None
-    values = {
-        "max_events": cap,
-        "max_event_bytes": policy.max_event_bytes,
-        "terminal_grace_us": policy.terminal_grace // (from_us(1) - from_us(0)),
-    }
+    values = _stored(checked(policy))
+    cap: int = values["max_events"]
 
     def cap_of_heir(conn: Connection, row: Row[Any]) -> int:
         return cap if row.max_events is None else NO_CAP  # a cap of its own, given meanwhile, counts
@@ -72,19 +96,43 @@ def set_policy(db: Database, policy: RetentionPolicy) -> None:
         with db.read() as conn:
             over = conn.execute(_over(cap)).all()
         for row in over:
-            _shrink(db, row.session_id, cap_of_heir)
+            with suppress(SessionNotFound):  # deleted meanwhile
+                _shrink(db, row.session_id, cap_of_heir)
         with db.write() as conn:
             # Writers went on meanwhile. What they added goes together with the change, if it is little; else once more.
             late = conn.execute(_over(cap)).all()
             if sum(_excess(row, cap) for row in late) <= PRUNE_SLICE_EVENTS:
                 for row in late:
                     truncate_slice(conn, row, row.last_seq + 1 - cap, "max_events")
-                conn.execute(update(store).values(values))
+                _put_in_force(conn, values)
                 return
 
 
+def adopt(db: Database, policy: RetentionPolicy | None) -> None:
+    """Put `policy` in force if the store holds no session, and its own policy is still that of a new store."""
+    if policy is None:
+        return
+    with db.write() as conn:
+        is_new = conn.execute(select(session.c.id).limit(1)).first() is None and policy_in_force(conn) == RetentionPolicy()
+        if is_new:
+            _put_in_force(conn, _stored(policy))
+
+
+def _put_in_force(conn: Connection, values: dict[str, Any]) -> None:
+    before = conn.execute(select(store)).one()
+    counted = None
+    if values["max_total_bytes"] is not None:  # from here on the schema's triggers count
+        counted = before.retained_bytes if before.retained_bytes is not None else sum_of_retained_bytes(conn)
+    conn.execute(update(store).values(**values, retained_bytes=counted))
+    if values["max_bytes"] != before.max_bytes:
+        # Each session is looked at, once: from here on the triggers mark those that grow past the limit.
+        over = over_bytes(values["max_bytes"])
+        conn.execute(update(session).where(session.c.oversize == 1, ~over).values(oversize=0))
+        conn.execute(update(session).where(session.c.oversize == 0, over).values(oversize=1))
+
+
 def _over(cap: int) -> Select[Any]:
-    return select(session).where(session.c.max_events.is_(None), session.c.last_seq - session.c.first_seq >= cap)
+    return SESSION_ROW.where(NAMED, session.c.max_events.is_(None), session.c.last_seq - session.c.first_seq >= cap)
 
 
 def _excess(row: Row[Any], cap: int) -> int:

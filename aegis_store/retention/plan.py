@@ -1,41 +1,85 @@
-"""What a prune would remove: found by an index over the sessions that have something to lose, never by a scan."""
+"""A plan: which events of which sessions a prune removes, because of which knob. Values that print; `find` makes them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Row, and_, select, true
+from sqlalchemy import Connection, Row
 
-from aegis_store.errors import InvalidInput
-from aegis_store.events import Status, from_us, to_us
-from aegis_store.retention.limits import policy_in_force
-from aegis_store.retention.policy import RetentionPolicy, SessionState
-from aegis_store.schema import PRUNABLE, event, session
+from aegis_store.errors import shown
+from aegis_store.events import Status
+from aegis_store.retention.history import StoredHistory
+from aegis_store.retention.policy import RetentionPolicy
 
-_FIRST: Final = event.alias("first")
+_PRINTED_SESSIONS: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truncation:
-    """One session's part of a plan: its events `first_seq` to `keep_from_seq - 1` go, because of `reason`."""
+    """One session's part of a plan: its events `first_seq` to `keep_from_seq - 1` go, because of `reason`.
 
-    session_id: str
+    `reason` is the knob that bites first, or "deleted" for what is left of a deleted session (`session_id` is None then).
+    `forgets`: the session's record goes as well, once its events have. `bytes` counts payloads.
+    """
+
+    session_id: str | None
     status: Status
     first_seq: int
     keep_from_seq: int
     events: int
     bytes: int
     reason: str
+    forgets: bool = False
+    key: int = field(repr=False)
+
+
+class Total(NamedTuple):
+    """What goes because of one knob."""
+
+    sessions: int
+    events: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetPlan:
+    """How a plan brings the store back into its budget. All figures are payload bytes.
+
+    `freed_bytes` goes because of the budget alone; short of `target_bytes` where the rest is on hold.
+    """
+
+    retained_bytes: int
+    max_total_bytes: int
+    target_bytes: int
+    freed_bytes: int
+    left_bytes: int
+
+    def __str__(self) -> str:
+        short = ""
+        if self.left_bytes > self.target_bytes:
+            short = f" Short of that by {self.left_bytes - self.target_bytes:,} bytes, since what is left is on hold."
+        return (
+            f"The store holds {self.retained_bytes:,} bytes of payloads, its budget (max_total_bytes) is "
+            f"{self.max_total_bytes:,}. To get down to {self.target_bytes:,}, events of ended sessions go first, those that "
+            f"ended first before the others, then the oldest of the rest; sessions on hold keep theirs.{short}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunePlan:
-    """What `prune` would remove, decided at `now` by `policy`. Sessions that ended first come first."""
+    """What `prune` would remove, decided at `now` by `policy`.
+
+    Sessions that ended first come first, then the others; last what the budget takes, in the order in which it goes. It
+    names sessions and ranges, so it is as large as the number of sessions that lose something. `print(plan)` tells it.
+    """
 
     now: datetime
     policy: RetentionPolicy
     truncations: tuple[Truncation, ...]
+    budget: BudgetPlan | None = None
+    settled: tuple[int, ...] = field(default=(), repr=False)
+    """Sessions that were looked at and lose nothing: `prune` notes that, and the next plan does not look at them."""
 
     @property
     def events(self) -> int:
@@ -46,56 +90,53 @@ class PrunePlan:
         """Payload bytes that go."""
         return sum(truncation.bytes for truncation in self.truncations)
 
+    @property
+    def sessions_forgotten(self) -> int:
+        """Sessions whose record goes."""
+        return sum(truncation.forgets for truncation in self.truncations)
 
-def plan(conn: Connection, now: datetime | None) -> PrunePlan:
-    """The plan for `now` (by default the present). Costs in proportion to the sessions that lose something."""
-    now = datetime.now(UTC) if now is None else _checked(now)
-    policy = policy_in_force(conn)
-    return PrunePlan(now=now, policy=policy, truncations=tuple(_truncations(conn, policy, now)))
+    def by_reason(self) -> Mapping[str, Total]:
+        """What goes by knob, the most events first."""
+        totals: dict[str, Total] = {}
+        for each in self.truncations:
+            before = totals.get(each.reason, Total(0, 0, 0))
+            totals[each.reason] = Total(before.sessions + 1, before.events + each.events, before.bytes + each.bytes)
+        return dict(sorted(totals.items(), key=lambda item: -item[1].events))
 
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
 
-def _checked(now: datetime) -> datetime:
-    if not isinstance(now, datetime):
-        raise InvalidInput(f"now must be a datetime, not {type(now).__name__}")
-    try:
-        return from_us(to_us(now))
-    except ValueError as error:
-        raise InvalidInput(f"now {error}") from None
-
-
-def _truncations(conn: Connection, policy: RetentionPolicy, now: datetime) -> Iterator[Truncation]:
-    for row in conn.execute(prunable(policy, now)):
-        decision = policy.keep_from(state_of(row), now)
-        if decision is not None:
-            yield Truncation(
-                session_id=row.session_id,
-                status=Status(row.status),
-                first_seq=row.first_seq,
-                keep_from_seq=decision.keep_from_seq,
-                events=decision.keep_from_seq - row.first_seq,
-                bytes=row.total_bytes - row.bytes_before,
-                reason=decision.reason,
-            )
-
-
-def prunable(policy: RetentionPolicy, now: datetime) -> Any:
-    """The query for the sessions that have something to lose. Its conditions are those of the index `session_prunable`."""
-    ended_by = policy.ended_by(now)
-    due = true() if ended_by is None else session.c.ended_at <= to_us(ended_by)
-    return (
-        select(session, _FIRST.c.bytes_before)
-        .join_from(session, _FIRST, and_(_FIRST.c.session == session.c.id, _FIRST.c.seq == session.c.first_seq))
-        .where(PRUNABLE, due)
-        .order_by(session.c.ended_at)
-    )
+    def _lines(self) -> Iterator[str]:
+        when = self.now.isoformat(sep=" ", timespec="seconds")
+        if not self.truncations:
+            yield f"Nothing to prune at {when}."
+            if self.budget is not None:
+                yield f"  {self.budget}"
+            return
+        yield f"To prune at {when}: {self.events:,} events, {self.bytes:,} bytes, of {len(self.truncations):,} sessions."
+        for reason, total in self.by_reason().items():
+            yield f"  by {reason}: {total.events:,} events, {total.bytes:,} bytes, of {total.sessions:,} sessions"
+        if self.budget is not None:
+            yield f"  {self.budget}"
+        for each in sorted(self.truncations, key=lambda t: -t.events)[:_PRINTED_SESSIONS]:
+            record = ", and its record" if each.forgets else ""
+            name = "(a deleted session)" if each.session_id is None else shown(each.session_id)
+            span = f"seq {each.first_seq}..{each.keep_from_seq - 1}" if each.events else "no events"
+            yield f"  {name}: {span}, {each.events:,} events, {each.bytes:,} bytes, by {each.reason}{record}"
+        if len(self.truncations) > _PRINTED_SESSIONS:
+            yield f"  … and {len(self.truncations) - _PRINTED_SESSIONS:,} sessions more"
 
 
-def state_of(row: Row[Any]) -> SessionState:
-    """What a policy may know, from a row of the table `session`."""
-    return SessionState(
+def truncation_of(conn: Connection, row: Row[Any], keep_from_seq: int, reason: str, *, forgets: bool) -> Truncation:
+    history = StoredHistory(conn, row)
+    return Truncation(
+        session_id=row.session_id,
         status=Status(row.status),
-        hold=bool(row.hold),
         first_seq=row.first_seq,
-        last_seq=row.last_seq,
-        ended_at=None if row.ended_at is None else from_us(row.ended_at),
+        keep_from_seq=keep_from_seq,
+        events=keep_from_seq - row.first_seq,
+        bytes=history.bytes_before(keep_from_seq) - history.bytes_before(row.first_seq),
+        reason=reason,
+        forgets=forgets,
+        key=row.id,
     )

@@ -1,0 +1,37 @@
+"""Whether the store is well: from its own row, the newest prune run and the sizes of its files. Looks at no session."""
+
+from sqlalchemy import Connection, select
+
+from aegis_store.database import Target
+from aegis_store.events import Health, from_us
+from aegis_store.retention.maintenance import MaintenanceState
+from aegis_store.schema import prune_run, store
+from aegis_store.stats import free_bytes, size_of
+
+
+def health(conn: Connection, target: Target, maintenance: MaintenanceState | None) -> Health:
+    """See `EventStore.health`."""
+    row = conn.execute(select(store)).one()
+    last = conn.execute(select(prune_run).order_by(prune_run.c.id.desc()).limit(1)).one_or_none()
+    error = maintenance.last_error if maintenance else None
+    problems = []
+    if error:
+        problems.append(f"the last maintenance of this process failed: {error}")
+    if row.max_total_bytes is not None and row.retained_bytes > row.max_total_bytes:
+        over = row.retained_bytes - row.max_total_bytes
+        problems.append(f"the store is {over:,} bytes over its budget (max_total_bytes): prune it, or raise the budget")
+    if last is not None and (last.outcome or "").startswith("failed"):
+        problems.append(f"the last prune, at {from_us(last.started_at).isoformat()}, {last.outcome}: see prune --history")
+    return Health(
+        problems=tuple(problems),
+        file_bytes=size_of(target, ""),
+        wal_bytes=size_of(target, "-wal"),
+        free_bytes=free_bytes(conn),
+        retained_bytes=row.retained_bytes,
+        max_total_bytes=row.max_total_bytes,
+        maintain_every=maintenance.every if maintenance else None,
+        maintained_at=None if row.maintained_at is None else from_us(row.maintained_at),
+        maintenance_error=error,
+        last_prune_at=None if last is None else from_us(last.started_at),
+        last_prune_outcome=None if last is None else last.outcome or "at work, or killed",
+    )
