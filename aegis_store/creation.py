@@ -14,6 +14,7 @@ from typing import Final
 
 from aegis_store import driver, gate, migrate
 from aegis_store.database import Target, errors_of
+from aegis_store.draft import sync_directory
 from aegis_store.errors import StoreUnavailable
 from aegis_store.schema import APPLICATION_ID
 from aegis_store.settings import ORPHAN_AGE_S, PAGE_SIZE_BYTES
@@ -114,18 +115,7 @@ def _publish(draft: Path, final: Path) -> None:
         # store; there is no way to rename without replacing that Python offers on every system.
         if not final.exists():
             os.rename(draft, final)
-    _sync_directory(final.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return  # Windows opens no directories, and syncs their entries by itself
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_directory(final.parent)
 
 
 def ensure(target: Target) -> None:

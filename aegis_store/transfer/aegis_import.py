@@ -1,19 +1,21 @@
 """Bringing a state file of the orchestrator into a store: each session in one transaction, whole or not at all."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, insert, select, update
 
 from aegis_store import append, payload
 from aegis_store.database import Database
-from aegis_store.errors import EventIdConflict, EventTooLarge, InvalidEvent, InvalidInput, shown
-from aegis_store.events import Event, Json, Status, to_us
-from aegis_store.schema import event, session
+from aegis_store.errors import InvalidEvent, shown
+from aegis_store.events import Json, Status
+from aegis_store.schema import session
 from aegis_store.sessions import new_record
 from aegis_store.transfer.aegis_file import StagedState
+from aegis_store.transfer.standing import REFUSING, BroughtIn, Refused, bring_event, check_scope, grave_of, moment_of
+from aegis_store.transfer.standing import Refusal as Refusal
 
 OnSessions = Callable[[int, int], None]
 """Called with (sessions done, sessions in the file)."""
@@ -29,39 +31,11 @@ _EVENT_FIELDS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """A session that was not taken, and why. Nothing of it was written."""
-
-    session_id: str
-    reason: str
-
-
 @dataclass(slots=True, kw_only=True)
-class ImportReport:
-    """What an import did.
+class ImportReport(BroughtIn):
+    """What an import did. `not_taken` counts the items of other parts of the file."""
 
-    `events_added` counts what was written, of which `events_capped` went again at once because of the session's cap.
-    `events_standing` were in the store already, equal; `events_pruned` were once, and do not return. `not_taken` counts the
-    items of other parts of the file.
-    """
-
-    sessions_added: int = 0
-    sessions_updated: int = 0
-    sessions_unchanged: int = 0
-    events_added: int = 0
-    events_capped: int = 0
-    events_standing: int = 0
-    events_pruned: int = 0
-    refused: list[Refusal] = field(default_factory=list)
     not_taken: Mapping[str, int] = field(default_factory=dict)
-
-
-_COUNTS: Final = tuple(each.name for each in fields(ImportReport) if each.type is int)
-
-
-class _Refused(Exception):
-    """The session cannot be taken; the message says why."""
 
 
 def bring_in(db: Database, state: StagedState, on_sessions: OnSessions | None = None) -> ImportReport:
@@ -72,10 +46,10 @@ def bring_in(db: Database, state: StagedState, on_sessions: OnSessions | None = 
         name = record.get("id")
         try:
             if count > 1:
-                raise _Refused("its id stands twice in the file")
+                raise Refused("its id stands twice in the file")
             with db.write() as conn:
                 _bring_session(conn, record, state.events(name), report)
-        except (_Refused, InvalidInput, EventIdConflict) as refusal:
+        except REFUSING as refusal:
             report.refused.append(Refusal(session_id=name if isinstance(name, str) else shown(name), reason=str(refusal)))
         if on_sessions is not None:
             on_sessions(done, total)
@@ -88,12 +62,20 @@ def bring_in(db: Database, state: StagedState, on_sessions: OnSessions | None = 
 def _bring_session(conn: Connection, record: dict[str, Json], events: Iterator[Json], report: ImportReport) -> None:
     values = _session_values(record)
     standing = conn.execute(select(session).where(session.c.session_id == values["session_id"])).one_or_none()
-    if standing is not None and (standing.tenant, standing.owner) != (values["tenant"], values["owner"]):
-        raise _Refused("its id is taken in the store by another tenant or owner")
+    if standing is not None:
+        check_scope(standing, values["tenant"], values["owner"])
     counts = ImportReport()  # of this session alone: they count only if its transaction comes to its end
     first = next(events, None)
+    grave = grave_of(conn, values) if standing is None else {}
+    while grave and first is not None and _seq_of(first) <= grave["last_seq"]:
+        counts.events_pruned += 1
+        first = next(events, None)
+    if grave and first is None:
+        counts.sessions_unchanged = 1
+        report.add(counts)
+        return
     if standing is None:
-        row = _insert_session(conn, values, first_seq=1 if first is None else _seq_of(first))
+        row = _insert_session(conn, values, 1 if first is None else _seq_of(first), grave)
         counts.sessions_added = 1
     else:
         row = _update_session(conn, standing, values, counts)
@@ -104,8 +86,7 @@ def _bring_session(conn: Connection, record: dict[str, Json], events: Iterator[J
     if not counts.sessions_added:
         counts.sessions_updated = int(counts.sessions_updated or counts.events_added > 0)
         counts.sessions_unchanged = 1 - counts.sessions_updated
-    for name in _COUNTS:
-        setattr(report, name, getattr(report, name) + getattr(counts, name))
+    report.add(counts)
 
 
 def _chained(first: Json, rest: Iterator[Json]) -> Iterator[Json]:
@@ -121,7 +102,7 @@ def _session_values(record: dict[str, Json]) -> dict[str, Any]:
     rest = dict(record)
     status = rest.pop("status", None)
     if not isinstance(status, str):
-        raise _Refused(f"status must be text, not {shown(status)}")
+        raise Refused(f"status must be text, not {shown(status)}")
     values = new_record(
         rest.pop("id", None) or "",
         tenant=rest.pop("tenantId", None),
@@ -142,14 +123,15 @@ def _session_values(record: dict[str, Json]) -> dict[str, Any]:
 def _ms(value: Json, name: str) -> int:
     """Milliseconds of the file as microseconds."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LAST_MS:
-        raise _Refused(f"{name} must be milliseconds since the epoch, not {shown(value)}")
+        raise Refused(f"{name} must be milliseconds since the epoch, not {shown(value)}")
     return value * 1000
 
 
-def _insert_session(conn: Connection, values: dict[str, Any], first_seq: int) -> Row[Any]:
+def _insert_session(conn: Connection, values: dict[str, Any], first_seq: int, grave: dict[str, Any]) -> Row[Any]:
+    """Make the session, without events yet: where the file's events begin, or where a deleted one left off."""
     reason = BEFORE_IMPORT if first_seq > 1 else None
-    row = values | {"first_seq": first_seq, "last_seq": first_seq - 1, "removed_reason": reason}
-    conn.execute(insert(session).values(**row))
+    start = {"first_seq": first_seq, "last_seq": first_seq - 1, "removed_reason": reason}
+    conn.execute(insert(session).values(**values | (grave or start)))
     return _row(conn, values["session_id"])
 
 
@@ -184,35 +166,17 @@ def _bring_events(
     for record in events:
         seq = _seq_of(record)
         if previous is not None and seq != previous + 1:
-            raise _Refused(f"seq {seq} stands twice" if seq == previous else f"a gap: seq {seq} follows {previous}")
+            raise Refused(f"seq {seq} stands twice" if seq == previous else f"a gap: seq {seq} follows {previous}")
         previous = seq
-        prepared = _prepared(record, values)
-        if seq < row.first_seq:
-            counts.events_pruned += 1
-        elif seq <= row.last_seq:
-            _compare(conn, row, seq, prepared)
-            counts.events_standing += 1
-        elif seq == row.last_seq + counts.events_added + 1:
-            stored = _insert_event(conn, prepared, seq)
-            if stored.seq != seq:
-                raise _Refused(f"eventId of seq {seq} stands at seq {stored.seq} already")
-            counts.events_added += 1
-        else:
-            raise _Refused(f"a gap: the store holds it up to seq {row.last_seq}, the file begins at {seq}")
+        count = bring_event(conn, row, row.last_seq + counts.events_added, seq, _prepared(record, values))
+        setattr(counts, count, getattr(counts, count) + 1)
     counts.events_capped = _row(conn, row.session_id).first_seq - row.first_seq
-
-
-def _insert_event(conn: Connection, prepared: append.Prepared, seq: int) -> Event:
-    try:
-        return append.insert_one(conn, prepared)
-    except EventTooLarge as error:
-        raise _Refused(f"the event at seq {seq}: {error}") from None
 
 
 def _seq_of(record: Json) -> int:
     seq = record.get("eventSeq")
     if isinstance(seq, bool) or not isinstance(seq, int) or not 1 <= seq <= _MAX_SEQ:
-        raise _Refused(f"eventSeq must be a whole number from 1 to {_MAX_SEQ:,}, not {shown(seq)}")
+        raise Refused(f"eventSeq must be a whole number from 1 to {_MAX_SEQ:,}, not {shown(seq)}")
     return seq
 
 
@@ -220,12 +184,12 @@ def _prepared(record: dict[str, Json], values: Mapping[str, Any]) -> append.Prep
     seq = record["eventSeq"]
     unknown = sorted(record.keys() - _EVENT_FIELDS)
     if unknown:
-        raise _Refused(f"the event at seq {seq} has a field that the store has no place for: {shown(unknown[0])}")
+        raise Refused(f"the event at seq {seq} has a field that the store has no place for: {shown(unknown[0])}")
     if "payload" not in record:
-        raise _Refused(f"the event at seq {seq} has no payload")
+        raise Refused(f"the event at seq {seq} has no payload")
     for name, ours in (("tenantId", "tenant"), ("ownerKeyId", "owner")):
         if record.get(name) != values[ours]:
-            raise _Refused(f"the event at seq {seq} belongs to another {name}, {shown(record.get(name))}")
+            raise Refused(f"the event at seq {seq} belongs to another {name}, {shown(record.get(name))}")
     try:
         return append.prepare(
             values["session_id"],
@@ -239,24 +203,11 @@ def _prepared(record: dict[str, Json], values: Mapping[str, Any]) -> append.Prep
             _moment(record, "ingestedAt"),
         )
     except InvalidEvent as error:
-        raise _Refused(f"the event at seq {seq}: {error}") from None
+        raise Refused(f"the event at seq {seq}: {error}") from None
 
 
 def _moment(record: dict[str, Json], name: str) -> datetime:
-    value = record.get(name)
     try:
-        moment = datetime.fromisoformat(value)  # type: ignore[arg-type]  # the TypeError is caught
-        to_us(moment)
-        return moment.astimezone(UTC)
-    except (TypeError, ValueError, OverflowError):
-        raise _Refused(f"the event at seq {record['eventSeq']}: {name} must be an ISO 8601 time with its zone") from None
-
-
-def _compare(conn: Connection, row: Row[Any], seq: int, prepared: append.Prepared) -> None:
-    """Refuse a file that says something else of an event than the store does."""
-    stored = conn.execute(select(event).where(event.c.session == row.id, event.c.seq == seq)).one()
-    for name in ("type", "occurred_at", "recorded_at", "event_id", "run_id", "payload_ref"):
-        if getattr(stored, name) != prepared.parameters[name]:
-            raise _Refused(f"the store has another {name} for the event at seq {seq}")
-    if not payload.same_text(stored.payload, prepared.parameters["payload"]):
-        raise _Refused(f"the store has another payload for the event at seq {seq}")
+        return moment_of(record.get(name))
+    except ValueError as error:
+        raise Refused(f"the event at seq {record['eventSeq']}: {name} {error}") from None

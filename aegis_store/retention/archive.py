@@ -1,0 +1,72 @@
+"""Archive before delete: what will go is written as compressed JSON lines, and removed only once that is safe on disk."""
+
+import os
+import re
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final, Self
+
+from sqlalchemy import Connection, Row, select
+
+from aegis_store.database import errors_of
+from aegis_store.lines import LinesWriter
+from aegis_store.retention.history import StoredHistory
+from aegis_store.schema import event, session
+from aegis_store.settings import ARCHIVE_FILE_EVENTS, ORPHAN_AGE_S
+
+_LONGEST_NAME: Final = 80
+_SUFFIX: Final = ".jsonl.gz"  # gzip, which every machine can read without us, for as long as archives are kept
+
+
+class Archive:
+    """The archive files of one run. Each holds a range of one session, and sorts by run, session and seq."""
+
+    def __init__(self, directory: Path) -> None:
+        self.files: list[Path] = []
+        self._directory = directory
+        self._run = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+
+    @classmethod
+    def at(cls, directory: str | os.PathLike[str]) -> Self:
+        """Make the directory, mode 0700, if it is missing. `StoreUnavailable` if it cannot be used."""
+        path = Path(os.fspath(directory))
+        with errors_of(str(path)):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _sweep(path)
+        return cls(path)
+
+    def write(self, conn: Connection, row: Row[Any], keep_from_seq: int) -> int:
+        """Archive the session's events from its first up to `keep_from_seq`, as many as a file takes; up to which seq it was.
+
+        All in the snapshot of `conn`. When this returns the file is complete, synced and was read back.
+        """
+        end = min(keep_from_seq, row.first_seq + ARCHIVE_FILE_EVENTS)
+        file = self._directory / self._name(row.session_id, row.first_seq, end - 1)
+        record = conn.execute(select(session).where(session.c.id == row.id)).one()
+        events = select(event).where(event.c.session == row.id, event.c.seq >= row.first_seq, event.c.seq < end)
+        with LinesWriter(file, None) as out:
+            out.session(record, row.first_seq, end - 1, StoredHistory(conn, row).bytes_before(row.first_seq))
+            with conn.execute(events.order_by(event.c.seq)) as rows:  # one by one: a payload may take 16 MiB
+                for stored in rows:
+                    out.event(stored)
+        self.files.append(file)
+        return int(end)
+
+    def _name(self, session_id: str, first_seq: int, last_seq: int) -> str:
+        readable = re.sub(r"[^A-Za-z0-9._-]", "_", session_id)[:_LONGEST_NAME]
+        if readable != session_id:  # two ids must not meet in one name
+            readable += f"~{sha256(session_id.encode()).hexdigest()[:12]}"
+        return f"{self._run}-{readable}-{first_seq:013d}-{last_seq:013d}{_SUFFIX}"
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what runs that were killed have left half written."""
+    oldest = time.time() - ORPHAN_AGE_S
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # another run sweeps too
+                if entry.name.endswith(f"{_SUFFIX}.tmp") and entry.stat(follow_symlinks=False).st_mtime < oldest:
+                    os.unlink(entry.path)
