@@ -80,6 +80,9 @@ if TYPE_CHECKING:
         Event as Event,
     )
     from aegis_store.events import (
+        Health as Health,
+    )
+    from aegis_store.events import (
         NewEvent as NewEvent,
     )
     from aegis_store.events import (
@@ -97,14 +100,20 @@ if TYPE_CHECKING:
     from aegis_store.events import (
         StoreStats as StoreStats,
     )
+    from aegis_store.retention.compact import CompactReport as CompactReport
     from aegis_store.retention.limits import PolicyLoss as PolicyLoss
+    from aegis_store.retention.plan import BudgetPlan as BudgetPlan
     from aegis_store.retention.plan import PrunePlan as PrunePlan
     from aegis_store.retention.plan import Truncation as Truncation
     from aegis_store.retention.policy import RetentionPolicy as RetentionPolicy
     from aegis_store.retention.prune import PruneReport as PruneReport
+    from aegis_store.retention.reclaim import ReclaimReport as ReclaimReport
+    from aegis_store.retention.runs import PruneRun as PruneRun
     from aegis_store.store import EventStore as EventStore
     from aegis_store.transfer.aegis_import import ImportReport as ImportReport
-    from aegis_store.transfer.aegis_import import Refusal as Refusal
+    from aegis_store.transfer.bring_lines import LinesReport as LinesReport
+    from aegis_store.transfer.export import ExportReport as ExportReport
+    from aegis_store.transfer.standing import Refusal as Refusal
 
 _ROOMS = {
     "aegis_store.errors": (
@@ -112,13 +121,19 @@ _ROOMS = {
         "InvalidPolicy InvalidSession NotAnAegisStore ReadOnlyStore SchemaMismatch SequenceConflict SessionExists "
         "SessionNotFound StoreBusy StoreClosed StoreCorrupt StoreFull StoreUnavailable"
     ),
-    "aegis_store.events": "UNCHANGED UNLIMITED Event NewEvent Page Session SessionPage Status StoreStats",
+    "aegis_store.events": "UNCHANGED UNLIMITED Event Health NewEvent Page Session SessionPage Status StoreStats",
+    "aegis_store.retention.compact": "CompactReport",
     "aegis_store.retention.limits": "PolicyLoss",
-    "aegis_store.retention.plan": "PrunePlan Truncation",
+    "aegis_store.retention.plan": "BudgetPlan PrunePlan Truncation",
     "aegis_store.retention.policy": "RetentionPolicy",
     "aegis_store.retention.prune": "PruneReport",
+    "aegis_store.retention.reclaim": "ReclaimReport",
+    "aegis_store.retention.runs": "PruneRun",
     "aegis_store.store": "EventStore",
-    "aegis_store.transfer.aegis_import": "ImportReport Refusal",
+    "aegis_store.transfer.aegis_import": "ImportReport",
+    "aegis_store.transfer.bring_lines": "LinesReport",
+    "aegis_store.transfer.export": "ExportReport",
+    "aegis_store.transfer.standing": "Refusal",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 

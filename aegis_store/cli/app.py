@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from aegis_store.cli import bench, demo, deploy, look, policy, prune, transfer
+from aegis_store.cli import bench, demo, deploy, look, policy, prune, reclaim, transfer
 from aegis_store.cli.options import Db, print_help_without_command
 
 app = typer.Typer(
@@ -47,6 +47,9 @@ app.command()(look.sessions)
 app.command()(look.events)
 app.command()(prune.prune)
 app.add_typer(policy.app, name="policy")
+app.command()(reclaim.reclaim)
+app.command()(transfer.export)
+app.command("import")(transfer.import_lines)
 app.command("import-aegis")(transfer.import_aegis)
 app.command()(deploy.upgrade)
 app.command()(bench.bench)

@@ -70,11 +70,11 @@ def demo(
         durability: Durability = "power" if disk_us < _SLOW_FSYNC_US else "process"
         if durability == "process" and not as_json:
             show(f"This disk takes {disk_us / 1000:.1f} ms for an fsync: at process durability, to end in time.")
-        with EventStore.open(place, durability=durability) as store:
+        with EventStore.open(place, durability=durability, maintain_every=None) as store:
             figures = _play_state(store, state) if state else _play_incident(store)
             full = store.stats()
     started = time.perf_counter()
-    with EventStore.open(place, durability=durability) as store:  # the startup job runs here
+    with EventStore.open(place, durability=durability, maintain_every=None) as store:  # the startup job runs here
         results = _results(durability, figures, full, store.stats(), time.perf_counter() - started)
         results["incident"] = state_file is None
         if as_json:

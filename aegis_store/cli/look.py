@@ -7,7 +7,9 @@ import typer
 from aegis_store.cli.options import AsJson, Db, open_to_look, place_of
 
 if TYPE_CHECKING:
-    from aegis_store.events import Event, Session
+    from datetime import timedelta
+
+    from aegis_store.events import Event, Health, Session
     from aegis_store.read import OnGap
     from aegis_store.retention.policy import RetentionPolicy
     from aegis_store.store import EventStore
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 _SHOWN_SESSIONS = 20
 _SHOWN_EVENTS = 20
 _PREVIEW_CHARACTERS = 400
+_BAR_CHARACTERS = 20
 
 
 def inspect(
@@ -37,20 +40,23 @@ def inspect(
 def inspect_store(store: "EventStore", name: str, *, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from aegis_store.cli.terminal import count, show_facts, show_json, show_table, size, table
+    from aegis_store.cli.terminal import count, show_facts, show_json, show_table, size, table, when
     from aegis_store.schema import HEAD
 
-    stats, policy = store.stats(), store.retention_policy()
+    stats, policy, health = store.stats(), store.retention_policy(), store.health()
     if as_json:
         about = {"store": name, "schema": HEAD, "sqlite": store.sqlite_version}
-        show_json({**about, **asdict(stats), "policy": policy_fields(policy)})
+        show_json({**about, **asdict(stats), "policy": policy_fields(policy), "health": health_fields(health)})
         return
     facts = {
         "sessions": count(sum(stats.sessions.values())),
         "events": f"{count(stats.events)} retained, {count(stats.removed_events)} removed",
         "payloads": f"{size(stats.retained_bytes)} retained, {size(stats.removed_bytes)} removed",
+        **({"budget": budget_words(health)} if health.budget_used is not None else {}),
         "on disk": f"{size(stats.file_bytes)}, {size(stats.free_bytes)} of it free pages",
         "policy": policy_words(policy),
+        "last prune": f"{when(health.last_prune_at)} {health.last_prune_outcome}" if health.last_prune_at else "none",
+        **({"to look at": "; ".join(health.problems)} if health.problems else {}),
         "schema": f"{HEAD}, SQLite {store.sqlite_version}",
     }
     show_facts(facts, title=name)
@@ -191,9 +197,18 @@ def _preview(payload: Any) -> str:
 def policy_fields(policy: "RetentionPolicy") -> dict[str, Any]:
     return {
         "max_events": cap_field(policy.max_events),
+        "max_bytes": policy.max_bytes,
+        "max_age_s": _seconds(policy.max_age),
         "max_event_bytes": policy.max_event_bytes,
-        "terminal_grace_s": policy.terminal_grace.total_seconds(),
+        "terminal_grace_s": _seconds(policy.terminal_grace),
+        "max_total_bytes": policy.max_total_bytes,
+        "forget_sessions_after_s": _seconds(policy.forget_sessions_after),
+        "mode": policy.mode,
     }
+
+
+def _seconds(span: "timedelta | None") -> float | None:
+    return None if span is None else span.total_seconds()
 
 
 def cap_field(max_events: Any) -> int | str | None:
@@ -208,7 +223,34 @@ def policy_words(policy: "RetentionPolicy") -> str:
     from aegis_store.cli.terminal import duration, size
 
     grace = f"kept {duration(policy.terminal_grace)}" if policy.terminal_grace else "removed at the next prune"
-    return f"{cap_words(policy.max_events)}, {size(policy.max_event_bytes)} an event, events of ended sessions {grace}"
+    words = [cap_words(policy.max_events)]
+    if policy.max_bytes is not None:
+        words.append(f"{size(policy.max_bytes)} a session")
+    if policy.max_age is not None:
+        words.append(f"no older than {duration(policy.max_age)}")
+    words += [f"{size(policy.max_event_bytes)} an event", f"events of ended sessions {grace}"]
+    if policy.max_total_bytes is not None:
+        words.append(f"{size(policy.max_total_bytes)} in all")
+    if policy.forget_sessions_after is not None:
+        words.append(f"records of ended sessions kept {duration(policy.forget_sessions_after)}")
+    if policy.mode == "warn":
+        words.append("mode warn: no prune but an explicit one removes anything")
+    return ", ".join(words)
+
+
+def budget_words(health: "Health") -> str:
+    """How full the budget is, as a bar and in numbers."""
+    from aegis_store.cli.terminal import size
+
+    used, full = health.retained_bytes or 0, health.max_total_bytes or 1
+    filled = min(round(used / full * _BAR_CHARACTERS), _BAR_CHARACTERS)
+    return f"[{'#' * filled}{'.' * (_BAR_CHARACTERS - filled)}] {used / full:.0%}, {size(used)} of {size(full)}"
+
+
+def health_fields(health: "Health") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {**asdict(health), "ok": health.ok, "budget_used": health.budget_used}
 
 
 def session_fields(session: "Session") -> dict[str, Any]:

@@ -49,4 +49,4 @@ def open_to_change(context: typer.Context, db: str | None, *, create: bool = Fal
     """The store, for a command that writes. Opening it removes nothing: only `prune` and `demo` prune."""
     from aegis_store.store import EventStore
 
-    return EventStore.open(place_of(context, db), create=create, prune_on_open=False)
+    return EventStore.open(place_of(context, db), create=create, prune_on_open=False, maintain_every=None)

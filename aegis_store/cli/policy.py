@@ -1,7 +1,7 @@
 """The commands `policy show` and `policy set`."""
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -10,12 +10,17 @@ from aegis_store.cli.options import AsJson, Db, open_to_change, open_to_look, pr
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from aegis_store.retention.limits import PolicyLoss
+    from aegis_store.retention.plan import PrunePlan
     from aegis_store.retention.policy import RetentionPolicy
 
 app = typer.Typer(help="Show or change the retention policy.", rich_markup_mode=None, invoke_without_command=True)
 
-_SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _TIME_UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+
+NO_LIMIT: Final = "none"
 
 
 @app.callback()
@@ -27,7 +32,7 @@ def parse_cap(text: str) -> Any:
     """A number of events, or `unlimited`."""
     from aegis_store.events import UNLIMITED
 
-    if text == "unlimited":
+    if text in ("unlimited", NO_LIMIT):
         return UNLIMITED
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise typer.BadParameter(f"{text!r:.60} is neither a whole number nor 'unlimited'")
@@ -36,20 +41,28 @@ def parse_cap(text: str) -> Any:
 
 def parse_size(text: str) -> int:
     """Bytes, as 1048576, 500MB or 2GiB."""
-    match = re.fullmatch(r"([0-9]{1,12})([KMG]i?B|B)?", text, re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{1,12})([KMGT]i?B|B)?", text, re.IGNORECASE)
     if not match:
-        raise typer.BadParameter(f"{text!r:.60} is no size such as 500KB or 1MiB")
+        raise typer.BadParameter(f"{text!r:.60} is no size such as 500MB or 2GiB")
     return int(match[1]) * _SIZE_UNITS[(match[2] or "").upper()]
+
+
+def parse_size_or_none(text: str) -> int | str:
+    return text if text == NO_LIMIT else parse_size(text)
 
 
 def parse_duration(text: str) -> "timedelta":
     """A time, as 30d, 12h, 90m or 0."""
     from datetime import timedelta
 
-    match = re.fullmatch(r"([0-9]{1,9})([dhms])", text) or re.fullmatch(r"(0)()", text)
+    match = re.fullmatch(r"([0-9]{1,8})([dhms])", text) or re.fullmatch(r"(0)()", text)
     if not match:
         raise typer.BadParameter(f"{text!r:.60} is no duration such as 30d, 12h or 90m")
     return timedelta(**{_TIME_UNITS.get(match[2], "seconds"): int(match[1])})
+
+
+def parse_duration_or_none(text: str) -> "timedelta | str":
+    return text if text == NO_LIMIT else parse_duration(text)
 
 
 @app.command("show")
@@ -58,73 +71,116 @@ def show_policy(context: typer.Context, db: Db = None, as_json: AsJson = False) 
 
     Example: aegis-store policy show --json
     """
+    from aegis_store.cli.look import policy_fields
+    from aegis_store.cli.terminal import show_facts, show_json
+
     with open_to_look(context, db) as store:
-        _show(store.retention_policy(), as_json=as_json)
+        found = store.retention_policy()
+    if as_json:
+        show_json(policy_fields(found))
+    else:
+        show_facts(_words(found))
+
+
+def _knob(parser: Any, metavar: str, help_text: str) -> Any:
+    return typer.Option(parser=parser, metavar=metavar, help=help_text, show_default=False)
 
 
 @app.command("set")
 def set_policy(
     context: typer.Context,
-    max_events: Annotated[
-        Any, typer.Option(parser=parse_cap, metavar="N|unlimited", help="Newest events kept per session.", show_default=False)
+    max_events: Annotated[Any, _knob(parse_cap, "N|unlimited", "Newest events kept per session, exact.")] = None,
+    max_bytes: Annotated[Any, _knob(parse_size_or_none, "SIZE|none", "Payload bytes kept per session.")] = None,
+    max_age: Annotated[Any, _knob(parse_duration_or_none, "DURATION|none", "Older events go, as 30d, 12h, 90m.")] = None,
+    max_event_bytes: Annotated[Any, _knob(parse_size, "SIZE", "Largest payload, as 500KB or 1MiB.")] = None,
+    terminal_grace: Annotated[Any, _knob(parse_duration, "DURATION", "How long ended sessions keep their events.")] = None,
+    max_total_bytes: Annotated[
+        Any, _knob(parse_size_or_none, "SIZE|none", "Budget of the store: payload bytes, as 500MB or 2GiB.")
     ] = None,
-    max_event_bytes: Annotated[
-        Any, typer.Option(parser=parse_size, metavar="SIZE", help="Largest payload, as 500KB or 1MiB.", show_default=False)
+    forget_sessions_after: Annotated[
+        Any, _knob(parse_duration_or_none, "DURATION|none", "Ended sessions without events: their record goes.")
     ] = None,
-    terminal_grace: Annotated[
-        Any,
-        typer.Option(
-            parser=parse_duration,
-            metavar="DURATION",
-            help="How long ended sessions keep their events, as 30d, 12h or 0.",
-            show_default=False,
-        ),
+    mode: Annotated[
+        str | None, typer.Option(metavar="enforce|warn", help="warn: no prune but an explicit one acts.", show_default=False)
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Change it even if events go at once.")] = False,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change what is given, leave the rest. A lower --max-events removes events at once, so it asks for --yes.
+    """Change what is given, leave the rest; show old and new, and what goes.
 
-    Example: aegis-store policy set --max-events 5000 --terminal-grace 7d
+    A lower --max-events removes events at once, so it asks for --yes. What the other limits ask for goes with the next prune.
+
+    Example: aegis-store policy set --max-age 30d --max-total-bytes 2GiB
     """
-    from dataclasses import replace
+    from dataclasses import fields, replace
 
-    from aegis_store.cli.terminal import plural, show
     from aegis_store.errors import InvalidPolicy
+    from aegis_store.retention.policy import RetentionPolicy
 
-    given = {"max_events": max_events, "max_event_bytes": max_event_bytes, "terminal_grace": terminal_grace}
-    changes = {name: value for name, value in given.items() if value is not None}
+    given = {field.name: context.params[field.name] for field in fields(RetentionPolicy)}
+    changes: dict[str, Any] = {name: None if value == NO_LIMIT else value for name, value in given.items() if value is not None}
     if not changes:
-        raise InvalidPolicy("say what to change: --max-events, --max-event-bytes or --terminal-grace")
+        knobs = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InvalidPolicy(f"say what to change: {knobs}")
     with open_to_change(context, db) as store:
         old = store.retention_policy()
         new = replace(old, **changes)
-        loss = store.plan_policy(new)
+        loss, plan = store.plan_policy(new), store.plan_prune(policy=new)
         if loss.events and not yes:
-            raise InvalidPolicy(
-                f"this would remove {plural(loss.events, 'event')} of {plural(loss.sessions, 'session')} now: "
-                "add --yes if that is what you want"
-            )
+            raise InvalidPolicy(f"this would remove {_loss_words(loss)} now: add --yes if that is what you want")
         store.set_retention_policy(new)
-    if not as_json:
-        show("Before:")
-        _show(old, as_json=False)
-        show("Now:")
-    _show(new, as_json=as_json)
+    _show_change(old, new, loss, plan, as_json=as_json)
 
 
-def _show(policy: "RetentionPolicy", *, as_json: bool) -> None:
-    from aegis_store.cli.look import cap_field, policy_fields
-    from aegis_store.cli.terminal import duration, show_facts, show_json, size
+def _show_change(
+    old: "RetentionPolicy", new: "RetentionPolicy", loss: "PolicyLoss", plan: "PrunePlan", *, as_json: bool
+) -> None:
+    from aegis_store.cli.look import policy_fields
+    from aegis_store.cli.terminal import plural, show, show_json, show_table, size, table
 
     if as_json:
-        show_json(policy_fields(policy))
+        removed = {"removed_now": loss._asdict(), "next_prune": {"events": plan.events, "bytes": plan.bytes}}
+        show_json({**policy_fields(new), "before": policy_fields(old), **removed})
         return
-    show_facts(
-        {
-            "max_events": cap_field(policy.max_events),
-            "max_event_bytes": f"{policy.max_event_bytes} ({size(policy.max_event_bytes)})",
-            "terminal_grace": duration(policy.terminal_grace),
-        }
-    )
+    before, now = _words(old), _words(new)
+    rows = [(name, before[name], now[name], "-" if before[name] == now[name] else "yes") for name in now]
+    show_table(table("knob", "before", "now", "changed"), rows)
+    if loss.events:
+        show(f"The lower cap removed {_loss_words(loss)}.")
+    by_reason = plan.by_reason()
+    if by_reason:
+        show(f"The next prune removes {plural(plan.events, 'event')}, {size(plan.bytes)} (aegis-store prune shows them):")
+        for reason, total in by_reason.items():
+            show(f"  by {reason}: {plural(total.events, 'event')} of {plural(total.sessions, 'session')}")
+    else:
+        show("The next prune removes nothing.")
+
+
+def _loss_words(loss: "PolicyLoss") -> str:
+    from aegis_store.cli.terminal import plural
+
+    return f"{plural(loss.events, 'event')} of {plural(loss.sessions, 'session')}"
+
+
+def _words(policy: "RetentionPolicy") -> dict[str, str]:
+    """Each knob as a person reads it, in the order of the table in the README."""
+    from aegis_store.cli.look import cap_field
+    from aegis_store.cli.terminal import duration, size
+
+    def bytes_words(limit: int | None) -> str:
+        return NO_LIMIT if limit is None else f"{limit} ({size(limit)})"
+
+    def span_words(span: "timedelta | None") -> str:
+        return NO_LIMIT if span is None else duration(span)
+
+    return {
+        "max_events": str(cap_field(policy.max_events)),
+        "max_bytes": bytes_words(policy.max_bytes),
+        "max_age": span_words(policy.max_age),
+        "max_event_bytes": bytes_words(policy.max_event_bytes),
+        "terminal_grace": duration(policy.terminal_grace),
+        "max_total_bytes": bytes_words(policy.max_total_bytes),
+        "forget_sessions_after": span_words(policy.forget_sessions_after),
+        "mode": policy.mode,
+    }

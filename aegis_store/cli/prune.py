@@ -1,8 +1,8 @@
 """The command `prune`."""
 
 import shlex
-from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,50 +10,63 @@ import typer
 from aegis_store.cli.options import AsJson, Db, open_to_change, open_to_look, place_of
 
 if TYPE_CHECKING:
-    from aegis_store.retention.plan import PrunePlan
+    from aegis_store.retention.plan import PrunePlan, Truncation
     from aegis_store.retention.prune import PruneReport
+    from aegis_store.retention.runs import PruneRun
     from aegis_store.store import EventStore
 
 _SHOWN_SESSIONS = 10
+_SHOWN_RUNS = 20
 
 
 def prune(
     context: typer.Context,
     yes: Annotated[bool, typer.Option("--yes", help="Carry the plan out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan, even with --yes.")] = False,
+    archive: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="First write what goes there, as compressed JSON lines.", show_default=False),
+    ] = None,
+    history: Annotated[bool, typer.Option("--history", help="Show what earlier runs removed, newest first.")] = False,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what the policy asks to remove; with --yes, remove it.
 
-    Example: aegis-store prune, then aegis-store prune --yes
+    Example: aegis-store prune, then aegis-store prune --yes --archive /var/backups/agents
     """
-    from aegis_store.cli.terminal import plural, show, show_json, size
+    from aegis_store.cli.terminal import show, show_json
 
+    if history:
+        _show_history(context, db, as_json=as_json)
+        return
     acts = yes and not dry_run
     with (open_to_change if acts else open_to_look)(context, db) as store:
         plan = store.plan_prune()
         if not as_json:
             _show_plan(plan)
-        report = _carry_out(store, plan) if acts else None
+        report = _carry_out(store, plan, archive) if acts else None
+        free_bytes = store.health().free_bytes
     if as_json:
         show_json({"plan": plan_fields(plan), "report": asdict(report) if report else None})
-    elif report and plan.truncations:
-        show(
-            f"Removed {plural(report.events_removed, 'event')} ({size(report.bytes_removed)}) "
-            f"of {plural(report.sessions_pruned, 'session')} in {report.duration_s:.1f} s."
-        )
+        return
+    place = shlex.quote(place_of(context, db))
+    if report and plan.truncations:
+        _show_report(report)
     elif plan.truncations:
-        command = f"aegis-store prune --yes --db {shlex.quote(place_of(context, db))}"
-        show("Nothing was removed. To remove this:", command)
+        archiving = f" --archive {shlex.quote(str(archive))}" if archive else ""
+        show("Nothing was removed. To remove this:", f"aegis-store prune --yes{archiving} --db {place}")
+    _show_reclaimable(free_bytes, place)
 
 
-def _carry_out(store: "EventStore", plan: "PrunePlan") -> "PruneReport":
+def _carry_out(store: "EventStore", plan: "PrunePlan", archive: Path | None) -> "PruneReport":
     from aegis_store.cli.terminal import progress
 
     with progress() as bar:
         task = bar.add_task("Removing events", total=plan.events)
-        return store.prune(plan, on_progress=lambda done, _: bar.update(task, completed=done))
+        return store.prune(
+            plan, archive_dir=archive, on_progress=lambda done, _: bar.update(task, completed=done), trigger="cli"
+        )
 
 
 def _show_plan(plan: "PrunePlan") -> None:
@@ -63,23 +76,88 @@ def _show_plan(plan: "PrunePlan") -> None:
         show("Nothing to remove.")
         return
     biggest = sorted(plan.truncations, key=lambda t: -t.events)[:_SHOWN_SESSIONS]
-    rows = ((t.session_id, count(t.events), size(t.bytes), t.reason) for t in biggest)
+    rows = ((_name(t), count(t.events), size(t.bytes), t.reason) for t in biggest)
     show_table(table("*session", ">events", ">bytes", "reason"), rows)
     rest = len(plan.truncations) - len(biggest)
     if rest:
         show(f"… and {plural(rest, 'session')} more.")
-    events, sizes = Counter[str](), Counter[str]()
-    for truncation in plan.truncations:
-        events[truncation.reason] += truncation.events
-        sizes[truncation.reason] += truncation.bytes
-    for reason, number in events.most_common():
-        show(f"To remove by {reason}: {plural(number, 'event')}, {size(sizes[reason])}.")
+    totals = [(reason, *total) for reason, total in plan.by_reason().items()]
+    totals.append(("in all", len(plan.truncations), plan.events, plan.bytes))
+    rows = ((reason, count(sessions), count(events), size(bytes_)) for reason, sessions, events, bytes_ in totals)
+    show_table(table("*to remove by", ">sessions", ">events", ">bytes"), rows)
+    if plan.sessions_forgotten:
+        show(f"The records of {plural(plan.sessions_forgotten, 'session')} go too; a tombstone keeps the seq of each.")
+    if plan.budget is not None:
+        show(*_wrapped(str(plan.budget)))
+    if plan.policy.mode == "warn":
+        show("The policy's mode is warn: only an explicit prune, as this, removes anything.")
+
+
+def _wrapped(text: str) -> list[str]:
+    import textwrap
+
+    from aegis_store.cli.terminal import console
+
+    return textwrap.wrap(text, console().width - 1)
+
+
+def _name(truncation: "Truncation") -> str:
+    return "(a deleted session)" if truncation.session_id is None else truncation.session_id
+
+
+def _show_report(report: "PruneReport") -> None:
+    from aegis_store.cli.terminal import plural, show, size
+
+    show(
+        f"Removed {plural(report.events_removed, 'event')} ({size(report.bytes_removed)}) "
+        f"of {plural(report.sessions_pruned, 'session')} in {report.duration_s:.1f} s."
+    )
+    if report.sessions_forgotten:
+        show(f"The records of {plural(report.sessions_forgotten, 'session')} went too.")
+    if report.archived:
+        folder = Path(report.archived[0]).parent
+        show(f"Archived before in {plural(len(report.archived), 'file')} in {folder} (aegis-store import reads them).")
+
+
+def _show_reclaimable(free_bytes: int, place: str) -> None:
+    from aegis_store.cli.terminal import show, size
+
+    if free_bytes:
+        show(f"{size(free_bytes)} of the file are free pages. To give them back:", f"aegis-store reclaim --db {place}")
+
+
+def _show_history(context: typer.Context, db: str | None, *, as_json: bool) -> None:
+    from aegis_store.cli.terminal import count, show, show_json, show_table, size, table, when
+
+    with open_to_look(context, db) as store:
+        runs = store.prune_history(limit=_SHOWN_RUNS)
+    if as_json:
+        for run in runs:
+            show_json(asdict(run))
+        return
+    if not runs:
+        show("No prune has removed anything yet.")
+        return
+    rows = ((when(r.started_at), r.trigger, count(r.events), size(r.bytes), count(r.sessions), _outcome(r)) for r in runs)
+    show_table(table("started (UTC)", "trigger", ">events", ">bytes", ">sessions", "~outcome"), rows)
+
+
+def _outcome(run: "PruneRun") -> str:
+    reasons = ", ".join(f"{reason} {events:,}" for reason, events in run.by_reason.items() if events)
+    outcome = run.outcome or "at work, or killed"
+    return f"{outcome}: {reasons}" if reasons else outcome
 
 
 def plan_fields(plan: "PrunePlan") -> dict[str, Any]:
+    def fields(truncation: "Truncation") -> dict[str, Any]:
+        return {name: value for name, value in asdict(truncation).items() if name != "key"}
+
     return {
         "now": plan.now,
         "events": plan.events,
         "bytes": plan.bytes,
-        "sessions": [asdict(truncation) for truncation in plan.truncations],
+        "sessions_forgotten": plan.sessions_forgotten,
+        "by_reason": {reason: total._asdict() for reason, total in plan.by_reason().items()},
+        "budget": asdict(plan.budget) if plan.budget else None,
+        "sessions": [fields(truncation) for truncation in plan.truncations],
     }

@@ -1,0 +1,170 @@
+"""`EventStore`: the public surface. Each method says what is promised, and calls the room that does it.
+
+    sessions    create_session ensure_session get_session list_sessions set_status update_session delete_session
+    events      append append_many read read_all
+    retention   retention_policy set_retention_policy plan_policy plan_prune prune prune_history reclaim
+    transfer    export import_lines import_aegis
+    overview    stats health
+    here        open upgrade compact close
+
+Each line is a file beside this one; `base` is what they stand on.
+"""
+
+import logging
+import os
+from datetime import timedelta
+from types import TracebackType
+from typing import ClassVar, Final, Self
+
+from aegis_store import creation, driver, gate, migrate
+from aegis_store.database import Database, Durability, Target
+from aegis_store.errors import InvalidInput, StoreBusy, StoreFull, StoreUnavailable, shown
+from aegis_store.events import checked_count
+from aegis_store.retention.compact import CompactReport, compact
+from aegis_store.retention.compact import OnProgress as OnCompacted
+from aegis_store.retention.jobs import run_job
+from aegis_store.retention.maintenance import Maintenance
+from aegis_store.schema import HEAD
+from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS, DEFAULT_MAINTAIN_EVERY
+from aegis_store.store.events import Events
+from aegis_store.store.overview import Overview
+from aegis_store.store.retention import Retention
+from aegis_store.store.sessions import Sessions
+from aegis_store.store.transfer import Transfer
+
+log: Final = logging.getLogger("aegis_store")
+
+
+class EventStore(Sessions, Events, Retention, Transfer, Overview):
+    """The sessions and events of agent platforms in one SQLite file, bounded by a retention policy.
+
+    Safe for threads: writers of one process take turns, readers never wait for writers. Safe for processes: open the same
+    path in each, but never carry an open store through a fork. A context manager.
+
+    Every method raises `StoreClosed` after `close()`, `StoreCorrupt` when it meets damage and `StoreUnavailable` when the
+    file cannot be read or written. Every method that writes raises `StoreBusy` when other writers held the store for longer
+    than the busy timeout, `StoreFull` when the disk is full and `ReadOnlyStore` when the store was opened read-only; it
+    has then changed nothing, but for what its own text says of slices.
+    """
+
+    sqlite_version: ClassVar[str] = driver.VERSION
+    """The SQLite that this process works with: the newer of the standard library's and the wheel `pysqlite3`'s."""
+
+    @classmethod
+    def open(
+        cls,
+        target: str | os.PathLike[str],
+        *,
+        durability: Durability = "power",
+        create: bool = True,
+        read_only: bool = False,
+        prune_on_open: bool = True,
+        maintain_every: timedelta | None = DEFAULT_MAINTAIN_EVERY,
+        busy_timeout_ms: int = DEFAULT_BUSY_TIMEOUT_MS,
+    ) -> Self:
+        """Open the store at `target`, a path or a SQLAlchemy URL such as `sqlite:///aegis.db`.
+
+        A store that does not exist is created, whole or not at all, with mode 0600, and missing directories with 0700;
+        not with `create=False` or `read_only=True`.
+
+        `durability`: what an acknowledged append survives. "power": a power cut, for one fsync each; "process": the death
+        of the process, while the last commits before a power cut may be lost. `read_only` changes no content; where the
+        directory cannot be written either, a cleanly closed store opens and one in use is refused. `prune_on_open` removes
+        what the retention policy asks for (the events of sessions that ended, say) before returning, and logs one line if
+        anything went; when the store is busy or the disk full, it is put off with a warning in the log. `maintain_every`: a
+        thread of this store prunes that often, until `close()`; of several processes one does it at a time. For sessions that
+        ended less than that ago it takes neither `terminal_grace` nor `forget_sessions_after` to be over. A process that dies
+        at it is waited for a minute. None: never, and never when read-only. `busy_timeout_ms`: how long a write
+        waits for other writers.
+
+        Raises `StoreUnavailable` (no such store, no permission), `NotAnAegisStore` (a directory, a text file, another
+        program's database), `StoreCorrupt` (damaged or empty), `SchemaMismatch` (older or newer than this library: run the
+        command that it names). The file is then as it was.
+        """
+        if durability not in ("power", "process"):
+            raise InvalidInput(f"durability must be 'power' or 'process', not {shown(durability)}")
+        checked_count("busy_timeout_ms", busy_timeout_ms, 0, 2**31 - 1)
+        if maintain_every is not None and (not isinstance(maintain_every, timedelta) or maintain_every <= timedelta(0)):
+            raise InvalidInput(f"maintain_every must be a timedelta over 0, or None, not {shown(maintain_every)}")
+        place = Target.of(target)
+        if create and not read_only:
+            creation.ensure(place)
+        gate.check(place)
+        db = Database(
+            place,
+            durability=durability,
+            read_only=read_only,
+            immutable=read_only and _must_be_immutable(place),
+            busy_timeout_ms=busy_timeout_ms,
+        )
+        store = cls(db)
+        try:
+            if prune_on_open and not read_only:
+                store._prune_at_start()
+            if maintain_every is not None and not read_only:
+                store._maintenance = Maintenance(db, maintain_every)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @staticmethod
+    def upgrade(target: str | os.PathLike[str]) -> tuple[str | None, str]:
+        """Move the store at `target` to the schema of this library, in one transaction; create it if there is none.
+
+        Returns the revisions before (None: there was no store) and after. For deploys, not for processes: those refuse a
+        store of another schema when they open it. Raises what `open` raises, and `SchemaMismatch` only for a newer store.
+        """
+        place = Target.of(target)
+        if not gate.exists(place) and creation.create(place):
+            return None, HEAD
+        before = gate.revision(place)
+        if before != HEAD:
+            migrate.upgrade(place)
+        return before, gate.revision(place)
+
+    @staticmethod
+    def compact(target: str | os.PathLike[str], *, on_progress: OnCompacted | None = None) -> CompactReport:
+        """Pack the store at `target`, which nobody may have open: its events then take the room that a fresh store takes.
+
+        A verified copy is made beside it and written back in one transaction, so that whatever happens the store is whole, as
+        it was or packed. Takes room for two copies, which is checked before. `on_progress` is called with (bytes done, bytes
+        in all). Raises `StoreBusy` if somebody has it open, `StoreFull`, and what `open` raises; it is then as it was.
+        """
+        return compact(Target.of(target), on_progress=on_progress)
+
+    def close(self) -> None:
+        """Close the store; every acknowledged append is on disk already. Calling it again does nothing.
+
+        Waits for a write under way; a maintenance that is at work ends after its slice.
+        """
+        if self._maintenance is not None:
+            self._maintenance.stop()
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<EventStore {shown(str(self._db.target))}>"
+
+    def _prune_at_start(self) -> None:
+        try:
+            run_job(self._db, self.plan_prune(), trigger="startup")
+        except (StoreBusy, StoreFull) as error:
+            log.warning("startup job put off, the store is open all the same: %s", error)
+
+
+def _must_be_immutable(target: Target) -> bool:
+    """Whether SQLite cannot make the side files that reading a WAL database takes, and may do without them."""
+    if os.access(target.path.parent, os.W_OK):
+        return False
+    if gate.wal_is_live(target):
+        raise StoreUnavailable(
+            store=str(target),
+            detail="it is in use or was not closed cleanly, and its directory cannot be written: open it where it can be",
+        )
+    return True

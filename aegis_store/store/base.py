@@ -1,0 +1,13 @@
+"""What every part of `EventStore` stands on."""
+
+from aegis_store.database import Database
+from aegis_store.retention.maintenance import Maintenance
+
+
+class OpenStore:
+    """An open store: its connections, and its maintenance if it has one."""
+
+    def __init__(self, db: Database) -> None:
+        """Not for callers: `EventStore.open` looks at the file before anything touches it."""
+        self._db = db
+        self._maintenance: Maintenance | None = None

@@ -1,0 +1,88 @@
+"""The part of `EventStore` that concerns events."""
+
+from collections.abc import Collection, Iterable
+from datetime import datetime
+
+from aegis_store import append, read
+from aegis_store.events import Event, Json, NewEvent, Page
+from aegis_store.read import OnGap
+from aegis_store.settings import DEFAULT_PAGE_EVENTS
+from aegis_store.store.base import OpenStore
+
+
+class Events(OpenStore):
+    """Events: append and read."""
+
+    def append(
+        self,
+        session_id: str,
+        type: str,
+        payload: Json,
+        *,
+        event_id: str | None = None,
+        expected_seq: int | None = None,
+        occurred_at: datetime | None = None,
+        run_id: str | None = None,
+        payload_ref: str | None = None,
+    ) -> Event:
+        """Append an event to a session, and return it as stored. It is durable when this returns.
+
+        `payload` is any JSON value; what is read later equals it, type for type. The returned event holds the object that
+        was passed, not a copy. `type`, `event_id` and `run_id` are 1 to 512 bytes of UTF-8, `payload_ref` up to 4,096.
+        `occurred_at` is an aware datetime, by default the moment of the call.
+
+        `expected_seq=n` appends only if the session's `last_seq` is n (0: no event yet). An `event_id` makes a retry
+        harmless: if the session retains an event of that id with the same type, payload, run_id and payload_ref, that event
+        is returned and nothing is appended, whatever `expected_seq` says. Ids are remembered as long as their events are
+        retained. A terminal session takes events too, and stays terminal.
+
+        At the session's cap the oldest event goes in the same transaction.
+
+        Raises `SessionNotFound`, `InvalidEvent` with the path inside the payload, `EventTooLarge`, `SequenceConflict`,
+        `EventIdConflict`. Then nothing was appended. Interrupted (KeyboardInterrupt), it happened or did not.
+        """
+        prepared = append.prepare(session_id, type, payload, event_id, expected_seq, occurred_at, run_id, payload_ref)
+        return append.append(self._db, prepared)
+
+    def append_many(self, session_id: str, events: Iterable[NewEvent], *, expected_seq: int | None = None) -> list[Event]:
+        """Append events in one transaction, all or none, in order; the list of them as stored.
+
+        `expected_seq` is the `last_seq` before the first. Events whose `event_id` is known come back as they stand; if all
+        are, `expected_seq` is not looked at, so that repeating the call is harmless (unless the batch is larger than the
+        session's cap, and part of it has gone again). No event of others goes in between. `events` is read to its end before
+        the transaction begins. Raises what `append` raises; then nothing was appended.
+        """
+        return append.append_many(self._db, session_id, append.prepare_all(session_id, events), expected_seq)
+
+    def read(
+        self,
+        session_id: str,
+        *,
+        after_seq: int | None = None,
+        limit: int = DEFAULT_PAGE_EVENTS,
+        types: Collection[str] | None = None,
+        on_gap: OnGap = "raise",
+    ) -> Page:
+        """Up to `limit` (1 to 1,000) events of a session after `after_seq`, by rising seq.
+
+        None starts at the oldest retained event. A number is the last seq that the reader has seen, and is honoured: if
+        events after it were removed, `EventsTruncated` is raised, or with `on_gap="skip"` the page starts at `first_seq` and
+        `missed` counts them. A cursor beyond the last event raises `CursorAhead`.
+
+        With `types` a page looks at 10,000 events at the most: it may come back short, even empty, with `has_more`; go on
+        from `next_after_seq`. A page is one snapshot. Raises `SessionNotFound`, `InvalidInput`.
+        """
+        with self._db.read() as conn:
+            return read.page(conn, session_id, after_seq=after_seq, limit=limit, types=types, on_gap=on_gap)
+
+    def read_all(
+        self, *, after_position: int | None = None, limit: int = DEFAULT_PAGE_EVENTS, on_gap: OnGap = "raise"
+    ) -> list[Event]:
+        """Up to `limit` (1 to 1,000) events of all sessions after `after_position`, by rising position.
+
+        None starts at the oldest retained event. A number is the last position that the reader has seen: if an event after
+        it was removed, `EventsTruncated` is raised, or with `on_gap="skip"` what is retained is returned. A cursor beyond the
+        last position ever given raises `CursorAhead`. Raises `InvalidInput`.
+        """
+        with self._db.read() as conn:
+            return read.page_of_all(conn, after_position=after_position, limit=limit, on_gap=on_gap)
