@@ -16,7 +16,10 @@ from aegis_store import EventStore
 from tests.cli.conftest import Run
 
 HOSTILE = "\x1b[31mred\x07\u202e\ud83d end"
-COMMANDS = ("demo", "inspect", "sessions", "events", "prune", "policy show", "policy set", "import-aegis", "upgrade", "bench")
+COMMANDS = (
+    *("demo", "inspect", "sessions", "events", "prune", "policy show", "policy set", "reclaim", "export", "import"),
+    *("import-aegis", "upgrade", "bench"),
+)
 
 
 @pytest.fixture
@@ -168,7 +171,16 @@ def test_policy_is_set_and_shown(run: Run, filled: Path) -> None:
     )
     assert done.returncode == 0
     (found,) = lines(run("policy", "show", "--json", "--db", str(filled)).stdout)
-    assert found == {"max_events": "unlimited", "max_event_bytes": 2 * 1024 * 1024, "terminal_grace_s": 36 * 3600.0}
+    assert found == {
+        "max_events": "unlimited",
+        "max_bytes": None,
+        "max_age_s": None,
+        "max_event_bytes": 2 * 1024 * 1024,
+        "terminal_grace_s": 36 * 3600.0,
+        "max_total_bytes": None,
+        "forget_sessions_after_s": None,
+        "mode": "enforce",
+    }
 
 
 def test_a_lower_cap_asks_before_it_removes_events(run: Run, filled: Path) -> None:
@@ -199,7 +211,7 @@ def test_a_policy_that_cannot_be_is_refused_in_one_line(run: Run, filled: Path, 
 
 
 def test_upgrade_creates_a_store_and_leaves_one_at_head(run: Run, tmp_path: Path) -> None:
-    assert "created at schema 0001" in run("upgrade", "--db", "new.db").stdout
+    assert "created at schema 0002" in run("upgrade", "--db", "new.db").stdout
     assert "already" in run("upgrade", "--db", "new.db").stdout
     assert (tmp_path / "new.db").stat().st_size > 0
 

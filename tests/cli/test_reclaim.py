@@ -1,0 +1,132 @@
+"""The command `reclaim`, run as a user runs it."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from aegis_store import UNLIMITED, EventStore, NewEvent, RetentionPolicy
+from tests.cli.conftest import Run
+
+
+@pytest.fixture(scope="module")
+def pruned_template(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Path:
+    """A store of 600 events, and as many free pages as 1,200 pruned ones took."""
+    path = tmp_path_factory.mktemp("pruned") / "aegis.db"
+    shutil.copyfile(template, path)
+    with EventStore.open(path, durability="process", prune_on_open=False) as store:
+        store.set_retention_policy(RetentionPolicy(max_events=UNLIMITED))
+        for name in ("old", "older", "live"):
+            store.create_session(name)
+            store.append_many(name, [NewEvent(type="note", payload={"text": "x" * 2400}) for _ in range(600)])
+        store.set_status("old", "closed")
+        store.set_status("older", "failed")
+        store.prune()
+    return path
+
+
+@pytest.fixture
+def pruned(tmp_path: Path, pruned_template: Path) -> Path:
+    path = tmp_path / "aegis.db"
+    shutil.copyfile(pruned_template, path)
+    return path
+
+
+def reported(done: "subprocess.CompletedProcess[str]") -> dict[str, object]:
+    assert (done.returncode, done.stderr) == (0, "")
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def test_it_says_in_words_what_the_store_took_and_what_it_takes_now(run: Run, pruned: Path) -> None:
+    done = run("reclaim")
+    assert (done.returncode, done.stderr) == (0, "")
+    before, now = done.stdout.splitlines()
+    assert before.startswith("Before: 4.")
+    assert "MiB on disk, 3." in before
+    assert "0 B of it free" in now
+    assert pruned.stat().st_size < 2 * 2**20
+
+
+def test_as_json_it_gives_the_report(run: Run, pruned: Path) -> None:
+    found = reported(run("reclaim", "--json", "--db", str(pruned)))
+    assert found["bytes_after"] == pruned.stat().st_size
+    assert (found["outcome"], found["complete"], found["free_bytes_after"]) == ("complete", True, 0)
+
+
+def test_it_leaves_the_ratio_of_free_pages_that_was_asked_for(run: Run, pruned: Path) -> None:
+    assert reported(run("reclaim", "--free-ratio", "0.5", "--json"))["complete"] is True
+    with EventStore.open(pruned, read_only=True) as store:
+        stats = store.stats()
+    assert 0.45 < stats.free_bytes / stats.file_bytes <= 0.5
+
+
+def test_it_says_when_the_time_was_over_and_the_next_run_goes_on(run: Run, pruned: Path) -> None:
+    done = run("reclaim", "--max-seconds", "0.0001")
+    assert done.returncode == 0
+    assert "The time was over before all was given back: run it again to go on." in done.stdout
+    assert "0 B of it free" in run("reclaim").stdout
+
+
+def test_compact_says_that_all_events_are_still_there(run: Run, pruned: Path) -> None:
+    done = run("reclaim", "--compact", "--db", str(pruned))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the same 600 events of 3 sessions, compared one by one" in done.stdout
+    assert pruned.stat().st_size < 2 * 2**20
+
+
+def test_compact_as_json_gives_the_report(run: Run, pruned: Path) -> None:
+    found = reported(run("reclaim", "--compact", "--json"))
+    assert found["bytes_after"] == pruned.stat().st_size
+    assert (found["events"], found["sessions"]) == (600, 3)
+
+
+def test_compact_beside_an_open_store_says_who_is_in_the_way(run: Run, pruned: Path) -> None:
+    with EventStore.open(pruned, prune_on_open=False) as store:
+        done = run("reclaim", "--compact", "--db", str(pruned))
+        assert store.append("live", "note", 1).seq == 601
+    assert done.returncode == 6
+    assert "others have it open" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--free-ratio", value] for value in ("-1", "1.5", "nan", "much")),
+        *(["--max-seconds", value] for value in ("0", "-1", "nan", "inf")),
+        ["--compact", "--max-seconds", "5"],
+        ["--compact", "--free-ratio", "0"],
+    ],
+    ids=" ".join,
+)
+def test_values_that_cannot_be_are_wrong_usage_and_change_nothing(run: Run, pruned: Path, options: list[str]) -> None:
+    before = pruned.read_bytes()
+    done = run("reclaim", *options)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert pruned.read_bytes() == before
+
+
+@pytest.mark.parametrize("options", [[], ["--compact"]], ids=["reclaim", "compact"])
+def test_a_store_that_is_not_there_is_not_created(run: Run, tmp_path: Path, options: list[str]) -> None:
+    done = run("reclaim", *options)
+    assert done.returncode == 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_its_help_has_an_example(run: Run) -> None:
+    done = run("reclaim", "--help")
+    assert done.returncode == 0
+    assert "Example:" in done.stdout
+
+
+def test_it_removes_no_event_of_an_ended_session(run: Run, pruned: Path) -> None:
+    with EventStore.open(pruned, prune_on_open=False) as store:
+        store.set_status("live", "closed")
+    assert run("reclaim").returncode == 0
+    assert run("reclaim", "--compact").returncode == 0
+    with EventStore.open(pruned, read_only=True) as store:
+        assert store.stats().events == 600

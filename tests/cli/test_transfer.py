@@ -1,0 +1,119 @@
+"""The commands `export` and `import`, as a user runs them."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aegis_store import EventStore
+from tests.cli.conftest import Run
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    """A store with two sessions of three events, one of them ended."""
+    path = tmp_path / "filled.db"
+    with EventStore.open(path, durability="process") as store:
+        for session_id in ("run-1", "run-2"):
+            store.create_session(session_id)
+            for number in range(3):
+                store.append(session_id, "hook", {"n": number})
+        store.set_status("run-2", "completed")
+    return path
+
+
+def printed(done: "subprocess.CompletedProcess[str]") -> Any:
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("command", ["export", "import"])
+def test_the_help_gives_an_example(run: Run, command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert f"Example: aegis-store {command} " in " ".join(done.stdout.split())
+
+
+def test_a_store_that_is_exported_and_imported_is_the_same_store(run: Run, filled: Path, tmp_path: Path) -> None:
+    done = run("export", "out.jsonl.zst", "--db", str(filled))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Exported" in done.stdout
+    assert "sessions  2" in done.stdout
+    done = run("import", "out.jsonl.zst", "--db", "copy.db")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "2 added, 0 updated, 0 as they were" in done.stdout
+    with EventStore.open(filled, prune_on_open=False) as a, EventStore.open(tmp_path / "copy.db", prune_on_open=False) as b:
+        assert b.list_sessions() == a.list_sessions()
+        assert [event[:2] + event[3:] for event in b.read_all()] == [event[:2] + event[3:] for event in a.read_all()]
+
+
+def test_chosen_sessions_are_exported(run: Run, filled: Path) -> None:
+    done = run("export", "out.jsonl.gz", "--session", "run-2", "--session", "run-2", "--db", str(filled), "--json")
+    report = printed(done)
+    assert (report["sessions"], report["events"], report["file"]) == (1, 3, "out.jsonl.gz")
+    report = printed(run("import", "out.jsonl.gz", "--db", "copy.db", "--json"))
+    assert (report["sessions_added"], report["events_added"], report["refused"]) == (1, 3, [])
+
+
+def test_an_imported_session_on_hold_is_not_pruned(run: Run, filled: Path, tmp_path: Path) -> None:
+    run("export", "out.jsonl", "--db", str(filled))
+    assert run("import", "out.jsonl", "--hold", "--db", "copy.db").returncode == 0
+    with EventStore.open(tmp_path / "copy.db") as store:
+        assert store.get_session("run-2").event_count == 3
+
+
+def test_refused_sessions_are_named_and_the_exit_code_says_so(run: Run, filled: Path, tmp_path: Path) -> None:
+    run("export", "out.jsonl", "--db", str(filled))
+    with EventStore.open(tmp_path / "copy.db") as store:
+        store.create_session("run-1", tenant="other")
+    done = run("import", "out.jsonl", "--db", "copy.db")
+    assert (done.returncode, done.stderr) == (7, "")
+    assert "1 session refused" in done.stdout
+    assert "another tenant or owner" in " ".join(done.stdout.split())
+    done = run("import", "out.jsonl", "--db", "copy.db", "--json")
+    assert done.returncode == 7
+    assert [refusal["session_id"] for refusal in printed(done)["refused"]] == ["run-1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("export", "out.json"), 2, ".jsonl.zst"),
+        (("export", "filled.db"), 2, ".jsonl.zst"),
+        (("export", "taken.jsonl"), 2, "stands already"),
+        (("export", "out.jsonl", "--session", "nobody"), 3, "nobody"),
+        (("export", "missing/out.jsonl"), 5, "missing"),
+        (("export", "out.jsonl", "--db", "none.db"), 5, "none.db"),
+        (("import", "none.jsonl"), 2, "none.jsonl"),
+        (("import", "taken.jsonl"), 7, "line 1"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_an_exit_code(
+    run: Run, filled: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    (tmp_path / "taken.jsonl").write_text("mine\n")
+    done = run(*arguments, AEGIS_STORE_URL=str(filled))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (code, "", 1)
+    assert message in done.stderr
+    left = {path.name for path in tmp_path.iterdir() if not path.name.endswith(("-wal", "-shm"))}
+    assert left <= {"filled.db", "taken.jsonl"}
+    assert (tmp_path / "taken.jsonl").read_text() == "mine\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+@pytest.mark.parametrize(("command", "shown"), [("export", b"Writing events"), ("import", b"Checking, then writing")])
+def test_progress_is_shown_on_a_terminal(run: Run, filled: Path, tmp_path: Path, command: str, shown: bytes) -> None:
+    run("export", "in.jsonl", "--db", str(filled))
+    file = {"export": "out.jsonl", "import": "in.jsonl"}[command]
+    leader, follower = pty.openpty()
+    started = [sys.executable, "-c", "from aegis_store.cli import main; main()", command, file, "--db", str(filled)]
+    environment = {**os.environ, "TERM": "xterm"}
+    subprocess.run(started, stderr=follower, stdout=subprocess.DEVNULL, cwd=tmp_path, env=environment, check=True)
+    os.close(follower)
+    assert shown in os.read(leader, 65536)
+    os.close(leader)
