@@ -30,7 +30,7 @@ from aegis_store.database import Target
 PROCESSES = 8
 WRITERS = 4
 APPENDS = 2000
-ROUNDS = 40
+ROUNDS = 20
 WAIT_S = 120.0
 
 OpenStore = Callable[..., EventStore]
