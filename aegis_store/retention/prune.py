@@ -154,8 +154,9 @@ class _Work:
                 took_s = time.monotonic() - started
                 if self._on_progress is not None:
                     self._on_progress(self._run.totals.events, self._planned)
-                self._checkpoint(removed)
+                # First those who wait, whose fsync would else meet that of the checkpoint.
                 let_writers_through(took_s)
+                self._checkpoint(removed)
                 if removed.first_seq >= keep_from_seq:
                     break
         if truncation.forgets:
