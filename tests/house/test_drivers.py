@@ -25,7 +25,7 @@ def test_the_suite_passes_on_the_other_driver_too() -> None:
     other = "sqlite3" if driver.dbapi.__name__.startswith("pysqlite3") else "pysqlite3"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", *(f"--ignore={part}" for part in LEFT_OUT)],
+        [sys.executable, "-m", "pytest", "-q", "-n", "1", "-p", "no:cacheprovider", *(f"--ignore={part}" for part in LEFT_OUT)],
         cwd=TOP,
         env={**inherited, driver.DRIVER_VARIABLE: other},
         capture_output=True,
