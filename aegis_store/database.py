@@ -326,6 +326,8 @@ class Database:
     def _close_writer(self) -> None:
         try:
             with suppress(driver.dbapi.ProgrammingError):  # it is closed already
+                # A statement that was cut off between its row and its end holds the store until its cursor is closed.
+                self._cursor.close()
                 if self._writer_driver.in_transaction:
                     # Closing alone would leave the transaction open as long as anybody refers to one of its cursors.
                     self._writer_driver.rollback()

@@ -430,9 +430,9 @@ def test_after_a_turn_that_failed_the_next_one_goes_on(
     open_store: OpenStore, turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(maintain_every=SHORT)
-    add(store, "s", COUNT, "closed")
     with monkeypatch.context() as patch:
         patch.setattr(maintenance, "plan", fail)
+        add(store, "s", COUNT, "closed")
         turns.wait_for(2)
         assert counts(store) == {"s": COUNT}
     turns.wait_for(3)

@@ -188,11 +188,10 @@ def test_pages_that_become_free_meanwhile_are_left_to_the_next_time(pruned: Even
 
 def test_it_stops_when_the_time_is_over_and_the_next_run_goes_on(pruned: EventStore, shell: sqlite3.Connection) -> None:
     free, _ = free_and_all(shell)
-    first = reclaim(pruned._db, max_seconds=0.005)
+    first = reclaim(pruned._db, max_seconds=2, on_progress=lambda *_: time.sleep(2))
     assert first.outcome == "time_over"
     assert not first.complete
     assert 0 < first.pages_freed < free
-    assert first.duration_s < 2
     assert reclaim(pruned._db, max_seconds=60).outcome == "complete"
     assert free_and_all(shell)[0] == 0
 

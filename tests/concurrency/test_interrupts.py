@@ -2,9 +2,12 @@
 
 import random
 import signal
+import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -14,8 +17,8 @@ INTERRUPTS = 300
 
 
 @pytest.fixture
-def interrupt_soon() -> Iterator[Callable[[], None]]:
-    """Raises KeyboardInterrupt in this thread within the next 2 ms."""
+def interrupt_within() -> Iterator[Callable[[float], None]]:
+    """Raises KeyboardInterrupt in this thread at a random moment within the next so many seconds."""
     if sys.platform == "win32":
         pytest.skip("Windows has no timer signals")
     chance = random.Random(1)
@@ -24,7 +27,7 @@ def interrupt_soon() -> Iterator[Callable[[], None]]:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    yield lambda: signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, 0.002)) and None
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, seconds)) and None
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
 
@@ -32,20 +35,29 @@ def interrupt_soon() -> Iterator[Callable[[], None]]:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # interrupts that fall into destructors
 @pytest.mark.parametrize("batch", [None, 3], ids=["append", "append_many"])
 def test_an_interrupted_append_happened_or_did_not_and_the_store_goes_on(
-    store: EventStore, interrupt_soon: Callable[[], None], batch: int | None
+    store: EventStore, interrupt_within: Callable[[float], None], batch: int | None
 ) -> None:
     store.create_session("s", max_events=UNLIMITED)
-    acknowledged = []
+    acknowledged: list[int] = []
+
+    def append() -> None:
+        nonlocal acknowledged
+        if batch:
+            acknowledged += [event.seq for event in store.append_many("s", [NewEvent(type="t", payload=0)] * batch)]
+        else:
+            acknowledged.append(store.append("s", "t", 0).seq)
+
+    started = time.perf_counter()
+    append()
+    some_appends_s = 0.002 + 2 * (time.perf_counter() - started)
     for _ in range(INTERRUPTS):
         try:
-            interrupt_soon()
+            interrupt_within(some_appends_s)
             for _ in range(200):  # an interrupt that falls into a destructor is lost
-                if batch:
-                    acknowledged += [event.seq for event in store.append_many("s", [NewEvent(type="t", payload=0)] * batch)]
-                else:
-                    acknowledged.append(store.append("s", "t", 0).seq)
+                append()
         except KeyboardInterrupt:
             continue
+    signal.setitimer(signal.ITIMER_REAL, 0)
     last_seq = store.get_session("s").last_seq
     assert acknowledged == sorted(set(acknowledged))
     assert acknowledged[-1] <= last_seq
@@ -56,3 +68,33 @@ def test_an_interrupted_append_happened_or_did_not_and_the_store_goes_on(
     thread.start()
     thread.join()
     assert from_another_thread == [last_seq + 1]
+
+
+class CutOff:
+    """A cursor whose statement has run and given its row when Ctrl-C comes, before the row was fetched."""
+
+    def __init__(self, cursor: Any) -> None:
+        self._cursor = cursor
+
+    def execute(self, *statement: Any) -> "CutOff":
+        self._cursor.execute(*statement)
+        return self
+
+    def fetchall(self) -> list[Any]:
+        raise KeyboardInterrupt
+
+    def close(self) -> None:
+        self._cursor.close()
+
+
+def test_an_append_that_was_cut_off_before_its_end_is_settled_when_the_caller_hears_of_it(
+    store: EventStore, shell: sqlite3.Connection
+) -> None:
+    store.create_session("s")
+    store._db._cursor = CutOff(store._db._cursor)
+    with pytest.raises(KeyboardInterrupt):
+        store.append("s", "t", 0)
+    last_seq = store.get_session("s").last_seq
+    shell.execute("BEGIN IMMEDIATE")  # nobody holds the store
+    shell.execute("ROLLBACK")
+    assert store.append("s", "t", 1).seq == last_seq + 1
