@@ -16,13 +16,14 @@ from sqlalchemy import BigInteger, Connection, Text, bindparam, func, insert, li
 from sqlalchemy.dialects import sqlite
 
 from aegis_store import payload as payloads
-from aegis_store.database import ConstraintRefused, Database, damaged
+from aegis_store.database import Database
 from aegis_store.errors import EventIdConflict, EventTooLarge, InvalidEvent, SequenceConflict, shown
 from aegis_store.events import Event, Json, NewEvent, checked_text, from_us, to_us
 from aegis_store.read import event_of
 from aegis_store.schema import event, session, store
 from aegis_store.sessions import known_id, row_of
 from aegis_store.settings import MAX_PAYLOAD_REF_BYTES
+from aegis_store.sqlite_errors import ConstraintRefused, damaged
 
 
 def _compiled_insert() -> str:
@@ -136,7 +137,7 @@ def _checked_seq(value: int) -> int:
 def append(db: Database, prepared: Prepared) -> Event:
     """Append one event in a transaction of its own, committed when this returns."""
     try:
-        rows = db.execute_alone(APPEND_SQL, prepared.parameters)
+        rows = db.execute_alone(APPEND_SQL, prepared.parameters, prepared.payload_bytes)
     except ConstraintRefused:
         rows = []
     if rows:

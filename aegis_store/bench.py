@@ -16,8 +16,9 @@ from typing import Any, Final
 
 from aegis_store import driver, workload
 from aegis_store.append import APPEND_SQL
-from aegis_store.database import Durability, Target
+from aegis_store.connections import Durability
 from aegis_store.store import EventStore
+from aegis_store.target import Target
 
 _SESSIONS: Final = 220
 _SYNCHRONOUS: Final = {"power": "FULL", "process": "NORMAL"}

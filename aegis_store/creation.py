@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Final
 
 from aegis_store import driver, gate, migrate
-from aegis_store.database import Target, errors_of
 from aegis_store.draft import sync_directory
 from aegis_store.errors import StoreUnavailable
 from aegis_store.schema import APPLICATION_ID
 from aegis_store.settings import ORPHAN_AGE_S, PAGE_SIZE_BYTES
+from aegis_store.sqlite_errors import errors_of
+from aegis_store.target import Target
 
 _SIDE_SUFFIXES: Final = ("", "-journal", "-wal", "-shm")
 

@@ -9,8 +9,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from aegis_store.database import errors_of
 from aegis_store.errors import InvalidInput, shown
+from aegis_store.sqlite_errors import errors_of
 
 
 class Draft:

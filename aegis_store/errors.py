@@ -230,11 +230,12 @@ class StoreUnavailable(AegisStoreError):
 
 
 class StoreClosed(AegisStoreError):
-    """The store object was closed."""
+    """The store object was closed, or belongs to the process that this one was forked from. Nothing was done."""
 
-    def __init__(self, *, store: str) -> None:
+    def __init__(self, *, store: str, detail: str = "was closed") -> None:
         self.store = store
-        super().__init__(f"store {shown(store)} is closed: open it again with EventStore.open")
+        self.detail = detail
+        super().__init__(f"store {shown(store)} {detail}: open it again with EventStore.open")
 
 
 class ReadOnlyStore(AegisStoreError):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from aegis_store import driver
-from aegis_store.database import Target, translated
 from aegis_store.errors import (
     AegisStoreError,
     NotAnAegisStore,
@@ -22,6 +21,8 @@ from aegis_store.errors import (
     StoreUnavailable,
 )
 from aegis_store.schema import APPLICATION_ID, HEAD
+from aegis_store.sqlite_errors import translated
+from aegis_store.target import Target
 
 _LOOK_TIMEOUT_S = 5.0
 _SNIFFED_BYTES = 4096

@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from aegis_store import payload as payloads
-from aegis_store.database import is_open_here
 from aegis_store.errors import ImportRejected, shown
 from aegis_store.events import Json
 from aegis_store.lines import FORMAT, MAX_LINE_BYTES, MAX_SEQ, VERSION
 from aegis_store.packing import Damaged, unpacked
+from aegis_store.target import is_open_here
 
 _INT64: Final = 2**63 - 1
 _FIELDS: Final = {

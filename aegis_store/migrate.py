@@ -14,10 +14,11 @@ from sqlalchemy import event as sa_event
 from sqlalchemy.pool import NullPool
 
 from aegis_store import driver, gate
-from aegis_store.database import Target, errors_of
 from aegis_store.errors import AegisStoreError, SchemaMismatch, StoreCorrupt, StoreUnavailable
 from aegis_store.schema import HEAD
 from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS
+from aegis_store.sqlite_errors import errors_of
+from aegis_store.target import Target
 
 if TYPE_CHECKING:
     from alembic.config import Config

@@ -10,11 +10,11 @@ from sqlalchemy import Connection, select
 
 from aegis_store import payload as payloads
 from aegis_store import sessions
-from aegis_store.database import damaged
 from aegis_store.errors import CursorAhead, EventsTruncated, InvalidEvent, InvalidInput, shown
 from aegis_store.events import Event, Page, checked_count, checked_text, from_us
 from aegis_store.schema import event, session, store
 from aegis_store.settings import FILTERED_SCAN_EVENTS, MAX_PAGE_EVENTS, MAX_TYPES
+from aegis_store.sqlite_errors import damaged
 
 OnGap = Literal["raise", "skip"]
 

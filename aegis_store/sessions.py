@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 from aegis_store import payload
-from aegis_store.database import Database, damaged
+from aegis_store.database import Database
 from aegis_store.errors import (
     InvalidInput,
     InvalidPolicy,
@@ -48,6 +48,7 @@ from aegis_store.events import (
 )
 from aegis_store.schema import NAMED, NO_CAP, event, session, tombstone
 from aegis_store.settings import MAX_PAGE_EVENTS
+from aegis_store.sqlite_errors import damaged
 
 _FIRST: Final = event.alias("first")
 _REMOVED_BYTES: Final = func.coalesce(_FIRST.c.bytes_before, session.c.total_bytes).label("removed_bytes")

@@ -4,9 +4,9 @@ import os
 
 from sqlalchemy import Connection, and_, func, select
 
-from aegis_store.database import Target
 from aegis_store.events import Status, StoreStats
 from aegis_store.schema import event, session, tombstone
+from aegis_store.target import Target
 
 
 def stats(conn: Connection, target: Target) -> StoreStats:

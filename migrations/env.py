@@ -12,8 +12,8 @@ from alembic.util import CommandError
 from sqlalchemy import Connection
 
 from aegis_store import creation, gate, migrate, schema
-from aegis_store.database import Target
 from aegis_store.errors import AegisStoreError
+from aegis_store.target import Target
 
 
 def target() -> Target:

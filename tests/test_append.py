@@ -31,11 +31,11 @@ UNTAKEABLE: list[Any] = ["", "x" * 513, "a\0", "\x1b[31m", "\x85", "half \ud83d"
 def statements_of(store: EventStore, work: Callable[[], object]) -> list[str]:
     """What SQLite is given to run by the writer of the store. A statement with triggers is reported once for each."""
     seen: list[str] = []
-    store._db._writer_driver.set_trace_callback(seen.append)
+    store._db.writer.driver.set_trace_callback(seen.append)
     try:
         work()
     finally:
-        store._db._writer_driver.set_trace_callback(None)
+        store._db.writer.driver.set_trace_callback(None)
     return seen
 
 
@@ -48,11 +48,11 @@ def vm_steps(store: EventStore, work: Callable[[], object]) -> int:
         taken += 1
         return 0
 
-    store._db._writer_driver.set_progress_handler(count, 1)
+    store._db.writer.driver.set_progress_handler(count, 1)
     try:
         work()
     finally:
-        store._db._writer_driver.set_progress_handler(None, 0)
+        store._db.writer.driver.set_progress_handler(None, 0)
     return taken
 
 
@@ -90,7 +90,7 @@ def test_an_append_at_the_cap_is_one_statement(store: EventStore) -> None:
 def test_an_append_is_committed_when_it_returns(store: EventStore, shell: sqlite3.Connection) -> None:
     store.create_session("s")
     store.append("s", "t", "there")
-    assert not store._db._writer_driver.in_transaction
+    assert not store._db.writer.driver.in_transaction
     assert shell.execute("SELECT seq, payload FROM event").fetchall() == [(1, '"there"')]
 
 
@@ -153,7 +153,7 @@ def test_an_append_that_is_refused_leaves_no_transaction_open(store: EventStore)
     store.create_session("s")
     with pytest.raises(SequenceConflict):
         store.append("s", "t", 1, expected_seq=7)
-    assert not store._db._writer_driver.in_transaction
+    assert not store._db.writer.driver.in_transaction
     assert store.append("s", "t", 1).seq == 1
 
 

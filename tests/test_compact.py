@@ -30,10 +30,10 @@ from aegis_store import (
     StoreUnavailable,
     driver,
 )
-from aegis_store.database import Target
 from aegis_store.retention import compact as compacting
 from aegis_store.retention.compact import compact
 from aegis_store.retention.reclaim import reclaim
+from aegis_store.target import Target
 from tests.crash.test_kill import assert_sound, killed
 
 SESSIONS = 12
@@ -474,7 +474,7 @@ def test_killed_after_the_commit_and_before_the_checkpoint_it_leaves_the_new_con
     before = content(thin)
     program = (
         "import os, signal, sys\n"
-        "from aegis_store.database import Target\n"
+        "from aegis_store.target import Target\n"
         "from aegis_store.retention import compact as compacting\n"
         "compacting._shape_of, shape_of = (lambda c: shape_of(c)), compacting._shape_of\n"
         "class Killing:\n"
@@ -506,7 +506,7 @@ def test_a_store_left_in_another_journal_mode_is_in_wal_mode_afterwards(thin: Pa
 
 def test_two_compactions_at_once_do_not_harm_each_other(thin: Path) -> None:
     before = content(thin)
-    program = "import sys; from aegis_store.database import Target; from aegis_store.retention.compact import compact\n"
+    program = "import sys; from aegis_store.target import Target; from aegis_store.retention.compact import compact\n"
     command = [sys.executable, "-c", f"{program}compact(Target.of(sys.argv[1]))", str(thin)]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     errors = [process.communicate()[1] for process in running]

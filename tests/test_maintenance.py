@@ -984,9 +984,8 @@ def test_a_program_ends_though_its_maintenance_waits_for_a_store_that_others_hol
 ) -> None:
     program = """
 waiting = threading.Event()
-when_free = store._db._when_free
-store._db._when_free = lambda execute: (waiting.set(), when_free(execute))[1]
-store._db.busy_timeout_ms = 600_000
+writer, when_free = store._db.writer, store._db.writer._when_free
+writer._when_free = lambda execute: (waiting.set(), when_free(execute))[1]
 print("go", flush=True)
 assert waiting.wait(60)
 """

@@ -95,7 +95,7 @@ def test_every_acknowledged_event_outlives_its_process(open_store: OpenStore, pa
 
 def test_an_append_syncs_to_the_disk_unless_told_otherwise(open_store: OpenStore) -> None:
     synchronous = {
-        durability: open_store(durability=durability)._db._writer_driver.execute("PRAGMA synchronous").fetchone()[0]
+        durability: open_store(durability=durability)._db.writer.driver.execute("PRAGMA synchronous").fetchone()[0]
         for durability in ("power", "process")
     }
     assert synchronous == {"power": 2, "process": 1}
@@ -234,13 +234,13 @@ def test_a_store_that_is_refused_can_be_restored_under_the_same_name(open_store:
 
 def make_full(store: EventStore) -> None:
     """Let the database grow no further, as a full disk would."""
-    writer = store._db._writer_driver
+    writer = store._db.writer.driver
     pages = writer.execute("PRAGMA page_count").fetchone()[0]
     writer.execute(f"PRAGMA max_page_count = {pages}").fetchall()
 
 
 def make_room(store: EventStore) -> None:
-    store._db._writer_driver.execute("PRAGMA max_page_count = 1000000").fetchall()
+    store._db.writer.driver.execute("PRAGMA max_page_count = 1000000").fetchall()
 
 
 def appended_until_full(store: EventStore) -> int:
@@ -293,7 +293,7 @@ def test_a_full_store_can_still_be_read(store: EventStore) -> None:
 
 def wal_bytes_of(store: EventStore, path: Path, work: Callable[[], object]) -> int:
     """How many bytes `work` writes: the length of the log, which was empty before."""
-    store._db._writer_driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    store._db.writer.driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     wal = path.with_name(path.name + "-wal")
     assert wal.stat().st_size == 0
     work()
@@ -395,11 +395,11 @@ def vm_steps(store: EventStore, work: Callable[[], object]) -> int:
     engine = store._db._engine
     sa_event.listen(engine, "checkout", watch)
     sa_event.listen(engine, "checkin", unwatch)
-    watch(store._db._writer_driver)
+    watch(store._db.writer.driver)
     try:
         work()
     finally:
-        unwatch(store._db._writer_driver)
+        unwatch(store._db.writer.driver)
         sa_event.remove(engine, "checkout", watch)
         sa_event.remove(engine, "checkin", unwatch)
     return taken

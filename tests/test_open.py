@@ -220,6 +220,7 @@ def test_a_new_store_belongs_to_its_owner_alone_whatever_the_umask(tmp_path: Pat
             "new.db": 0o600,
             "new.db-wal": 0o600,
             "new.db-shm": 0o600,
+            "new.db-lock": 0o600,
         }
 
 
@@ -332,13 +333,13 @@ def test_an_old_file_that_is_no_draft_of_this_store_is_not_swept(tmp_path: Path,
 )
 def test_the_writer_has_its_pragmas(open_store: OpenStore, tmp_path: Path, name: str, value: object) -> None:
     store = open_store(tmp_path / "new.db", busy_timeout_ms=1234)
-    assert pragma(store._db._writer_driver, name) == value
+    assert pragma(store._db.writer.driver, name) == value
 
 
 @pytest.mark.parametrize(("durability", "synchronous"), [("power", 2), ("process", 1)])
 def test_the_writer_syncs_as_the_durability_says(open_store: OpenStore, durability: str, synchronous: int) -> None:
     store = open_store(durability=durability)
-    assert pragma(store._db._writer_driver, "synchronous") == synchronous
+    assert pragma(store._db.writer.driver, "synchronous") == synchronous
 
 
 @pytest.mark.parametrize(
@@ -350,14 +351,14 @@ def test_readers_have_their_pragmas(open_store: OpenStore, name: str, value: obj
 
 
 def test_a_pragma_that_sqlite_does_not_accept_is_found_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aegis_store.database._SYNCHRONOUS", {"power": ("FULL", 7)})
+    monkeypatch.setattr("aegis_store.connections._SYNCHRONOUS", {"power": ("FULL", 7)})
     with pytest.raises(StoreUnavailable, match="synchronous"):
         EventStore.open(path)
 
 
 def test_a_store_that_left_wal_mode_returns_to_it(path: Path, open_store: OpenStore, shell: sqlite3.Connection) -> None:
     assert shell.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
-    assert pragma(open_store()._db._writer_driver, "journal_mode") == "wal"
+    assert pragma(open_store()._db.writer.driver, "journal_mode") == "wal"
 
 
 # Symbolic links
@@ -907,7 +908,7 @@ FILLERS: dict[str, Call] = {
 
 
 def limit_pages(store: EventStore, count: int) -> None:
-    store._db._writer_driver.execute(f"PRAGMA max_page_count = {count}").fetchall()
+    store._db.writer.driver.execute(f"PRAGMA max_page_count = {count}").fetchall()
 
 
 @pytest.mark.parametrize("call", FILLERS.values(), ids=list(FILLERS))

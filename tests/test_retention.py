@@ -710,11 +710,11 @@ def test_a_cap_of_a_session_touches_no_other(store: EventStore) -> None:
 def removals(store: EventStore, work: Callable[[], object]) -> int:
     """How many transactions of the writer raise a first_seq."""
     seen: list[str] = []
-    store._db._writer_driver.set_trace_callback(seen.append)
+    store._db.writer.driver.set_trace_callback(seen.append)
     try:
         work()
     finally:
-        store._db._writer_driver.set_trace_callback(None)
+        store._db.writer.driver.set_trace_callback(None)
     transactions = "\n".join(seen).split("BEGIN IMMEDIATE")
     return sum("UPDATE session SET first_seq" in transaction for transaction in transactions)
 

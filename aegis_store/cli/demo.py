@@ -13,7 +13,7 @@ import typer
 from aegis_store.cli.options import AsJson, Db, named_place
 
 if TYPE_CHECKING:
-    from aegis_store.database import Durability
+    from aegis_store.connections import Durability
     from aegis_store.events import Json, StoreStats
     from aegis_store.store import EventStore
     from aegis_store.transfer.aegis_file import StagedState
@@ -86,8 +86,8 @@ def demo(
 
 def _new_store(named: str | None) -> Path:
     """A store that this call has made, and no other process beside it."""
-    from aegis_store.database import Target
     from aegis_store.store import EventStore
+    from aegis_store.target import Target
 
     if named is not None:
         if Target.of(named).path.exists() or EventStore.upgrade(named)[0] is not None:

@@ -11,11 +11,11 @@ from typing import Any, Final, Self
 
 from sqlalchemy import Connection, Row, select
 
-from aegis_store.database import errors_of
 from aegis_store.lines import LinesWriter
 from aegis_store.retention.history import StoredHistory
 from aegis_store.schema import event, session
 from aegis_store.settings import ARCHIVE_FILE_EVENTS, ORPHAN_AGE_S
+from aegis_store.sqlite_errors import errors_of
 
 _LONGEST_NAME: Final = 80
 _SUFFIX: Final = ".jsonl.gz"  # gzip, which every machine can read without us, for as long as archives are kept

@@ -27,8 +27,9 @@ from itertools import zip_longest
 from typing import Any, Final, NamedTuple
 
 from aegis_store import driver, gate
-from aegis_store.database import Target, errors_of, is_open_here, translated
 from aegis_store.errors import ReadOnlyStore, StoreBusy, StoreCorrupt, StoreFull, StoreUnavailable
+from aegis_store.sqlite_errors import errors_of, translated
+from aegis_store.target import Target, is_open_here
 
 OnProgress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all): the content counts three times, as it is copied, verified and written back."""

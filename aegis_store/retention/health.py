@@ -2,11 +2,11 @@
 
 from sqlalchemy import Connection, select
 
-from aegis_store.database import Target
 from aegis_store.events import Health, from_us
 from aegis_store.retention.maintenance import MaintenanceState
 from aegis_store.schema import prune_run, store
 from aegis_store.stats import free_bytes, size_of
+from aegis_store.target import Target
 
 
 def health(conn: Connection, target: Target, maintenance: MaintenanceState | None) -> Health:

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, bindparam, false, func, select
 
-from aegis_store.database import damaged
 from aegis_store.errors import shown
 from aegis_store.events import Status, from_us, to_us
 from aegis_store.retention.policy import SessionState
 from aegis_store.schema import event, session
+from aegis_store.sqlite_errors import damaged
 
 # All of a session's row but its metadata, which may be 64 KiB and decides nothing.
 SESSION_ROW: Final = select(*(column for column in session.c if column is not session.c.metadata))

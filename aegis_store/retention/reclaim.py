@@ -23,8 +23,9 @@ from typing import Any, Final, Literal, NamedTuple
 from sqlalchemy import Connection
 
 from aegis_store import driver
-from aegis_store.database import Database, Target
+from aegis_store.database import Database
 from aegis_store.errors import InvalidInput, StoreUnavailable, shown
+from aegis_store.target import Target
 
 OnProgress = Callable[[int, int], None]
 """Called with (pages given back so far, pages to give back) after each step."""
@@ -216,7 +217,8 @@ def _checkpoints(db: Database) -> Iterator[_Checkpoint]:
 
         def on_the_writer(_: str) -> _Log:
             # PASSIVE whatever is asked for: it alone waits for no lock on any connection, and never starts the log anew.
-            return _log_of(db.execute_alone("PRAGMA wal_checkpoint(PASSIVE)", {}))
+            with db.turn() as conn:
+                return _log_of(_cursor(conn).execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
 
         yield on_the_writer
         return

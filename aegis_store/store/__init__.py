@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import ClassVar, Final, Self
 
 from aegis_store import creation, driver, gate, migrate
-from aegis_store.database import Database, Durability, Target
+from aegis_store.connections import Durability
+from aegis_store.database import Database
 from aegis_store.errors import InvalidInput, StoreBusy, StoreFull, StoreUnavailable, shown
 from aegis_store.events import checked_count
 from aegis_store.retention.compact import CompactReport, compact
@@ -31,6 +32,7 @@ from aegis_store.store.overview import Overview
 from aegis_store.store.retention import Retention
 from aegis_store.store.sessions import Sessions
 from aegis_store.store.transfer import Transfer
+from aegis_store.target import Target
 
 log: Final = logging.getLogger("aegis_store")
 

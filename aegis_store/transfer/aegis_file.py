@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from aegis_store import driver
-from aegis_store.database import errors_of, is_open_here
 from aegis_store.errors import ImportRejected, shown
 from aegis_store.events import Json
+from aegis_store.sqlite_errors import errors_of
+from aegis_store.target import is_open_here
 from aegis_store.transfer.json_text import JsonText
 
 VERSION: Final = 1

@@ -12,11 +12,12 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from aegis_store import append
-from aegis_store.database import ConstraintRefused, Database
+from aegis_store.database import Database
 from aegis_store.errors import EventTooLarge, ImportRejected, StoreUnavailable, shown
 from aegis_store.events import Json
 from aegis_store.line_reader import EventLine, LinesReader, SessionLine
 from aegis_store.schema import event, session, store
+from aegis_store.sqlite_errors import ConstraintRefused
 from aegis_store.transfer.ledger import Entry, Ledger, ledger
 from aegis_store.transfer.line_rows import Ready, batches
 from aegis_store.transfer.standing import REFUSING, BroughtIn, Refused, bring_event, check_scope, compare_event, grave_of

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from aegis_store import driver
-from aegis_store.database import errors_of
 from aegis_store.line_reader import SessionLine
+from aegis_store.sqlite_errors import errors_of
 from aegis_store.transfer.standing import Refusal
 
 _TABLES: Final = """

@@ -91,7 +91,7 @@ def test_an_append_that_was_cut_off_before_its_end_is_settled_when_the_caller_he
     store: EventStore, shell: sqlite3.Connection
 ) -> None:
     store.create_session("s")
-    store._db._cursor = CutOff(store._db._cursor)
+    store._db.writer.cursor = CutOff(store._db.writer.cursor)
     with pytest.raises(KeyboardInterrupt):
         store.append("s", "t", 0)
     last_seq = store.get_session("s").last_seq

@@ -25,7 +25,7 @@ from aegis_store import (
     driver,
     gate,
 )
-from aegis_store.database import Target
+from aegis_store.target import Target
 
 PROCESSES = 8
 WRITERS = 4
@@ -210,7 +210,7 @@ def test_8_processes_that_open_the_same_new_path_at_once_all_get_the_same_store(
     for round_number in range(ROUNDS):
         directory = tmp_path / str(round_number)
         # Of connections that close at the same moment each may leave the side files to the other.
-        assert {entry.name for entry in directory.iterdir()} <= {"aegis.db", "aegis.db-wal", "aegis.db-shm"}
+        assert {entry.name for entry in directory.iterdir()} <= {"aegis.db", "aegis.db-wal", "aegis.db-shm", "aegis.db-lock"}
         assert {stat.S_IMODE(entry.stat().st_mode) for entry in directory.iterdir()} == {0o600}
         with EventStore.open(directory / "aegis.db") as store:
             found = {event.session_id: (event.seq, event.payload) for event in store.read_all()}

@@ -29,8 +29,8 @@ from aegis_store import (
     migrate,
     schema,
 )
-from aegis_store.database import Target
 from aegis_store.events import EPOCH
+from aegis_store.target import Target
 from tests.migrations.test_migrations import (
     alembic,
     connect,

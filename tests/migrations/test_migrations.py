@@ -21,7 +21,7 @@ from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from aegis_store import EventStore, NewEvent, SchemaMismatch, StoreUnavailable, driver, migrate, schema
-from aegis_store.database import Target
+from aegis_store.target import Target
 
 ROOT = Path(__file__).resolve().parents[2]
 URL_VARIABLE = "AEGIS_STORE_URL"

@@ -1,0 +1,104 @@
+"""Checkpoints off the writers' path: a thread that brings the log into the file little by little.
+
+SQLite's own checkpoints run inside some writer's commit, which then takes ten to twenty milliseconds. This thread's run
+beside the writers, and only while this store writes. Beside writers that never pause, though, it never catches up with the
+last of them, so that SQLite would never begin the log anew: where the log has grown long, it takes a turn as a writer does
+and finishes, which is little work then.
+
+On a SQLite with the WAL-reset bug (`driver.has_wal_reset_bug`) there must be no such thread.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, suppress
+from typing import Any, Final, NamedTuple
+
+from aegis_store import driver
+from aegis_store.errors import AegisStoreError, StoreBusy
+from aegis_store.settings import CHECKPOINT_EVERY_S, CHECKPOINT_PAGES, LOG_PAGES_MAX
+
+log: Final = logging.getLogger("aegis_store")
+
+# Rounds beside the writers, before the rest is done in a turn: each leaves what came in during the one before it.
+_ROUNDS: Final = 4
+
+
+class _Log(NamedTuple):
+    """Pages in the log, and how many of them are in the file."""
+
+    pages: int
+    done: int
+
+
+class Checkpointer:
+    """The thread of one open store. It starts with the first write, and looks at the log only after writes."""
+
+    def __init__(self, connect: Callable[[], Any], turn: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._connect = connect
+        self._turn = turn
+        self._written = threading.Lock()  # released: something was written since the thread looked
+        self._written.acquire()
+        self._stopped = threading.Event()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def note_write(self) -> None:
+        """Say that something was committed. Costs next to nothing, and never fails."""
+        if self._written.locked():
+            with suppress(RuntimeError):  # another thread said so just now
+                self._written.release()
+            if self._thread is None:
+                self._start()
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None and not self._stopped.is_set():
+                thread = threading.Thread(target=self._run, name="aegis-store checkpointer", daemon=True)
+                with suppress(RuntimeError):  # no more threads are to be had: SQLite's own checkpoints have to do
+                    thread.start()
+                    self._thread = thread
+
+    def stop(self) -> None:
+        """Have it end, and wait for the checkpoint under way."""
+        self._stopped.set()
+        with suppress(RuntimeError):
+            self._written.release()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        connection: Any = None
+        try:
+            while True:
+                self._written.acquire()
+                if self._stopped.wait(CHECKPOINT_EVERY_S):
+                    return
+                try:
+                    connection = connection or self._connect()
+                    self._keep_log_short(connection)
+                except (driver.dbapi.Error, AegisStoreError) as error:
+                    # What is in the log is safe there. The next write has it tried again.
+                    log.warning("checkpoint put off: %s", error)
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _keep_log_short(self, connection: Any) -> None:
+        state = _checkpoint(connection, "NOOP")
+        for _ in range(_ROUNDS):
+            if state.pages - state.done < CHECKPOINT_PAGES:
+                break
+            state = _checkpoint(connection, "PASSIVE")
+            if self._stopped.is_set():
+                return
+        if state.pages > LOG_PAGES_MAX:
+            with suppress(StoreBusy), self._turn():
+                _checkpoint(connection, "RESTART")
+
+
+def _checkpoint(connection: Any, mode: str) -> _Log:
+    """NOOP only looks, PASSIVE waits for nobody, RESTART waits for short readers, so that the next writer begins anew."""
+    with closing(connection.execute(f"PRAGMA wal_checkpoint({mode})")) as cursor:
+        _busy, pages, done = cursor.fetchall()[0]
+    return _Log(max(pages, 0), max(done, 0))

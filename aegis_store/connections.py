@@ -1,0 +1,81 @@
+"""Connections to one store file, each with its pragmas read back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import event as sa_event
+from sqlalchemy.pool import Pool
+
+from aegis_store import driver
+from aegis_store.errors import StoreUnavailable
+from aegis_store.settings import CHECKPOINT_READERS_MS, LOG_PAGES_OF_WRITERS
+from aegis_store.target import Target
+
+Durability = Literal["power", "process"]
+
+_SYNCHRONOUS: Final[dict[str, tuple[str, int]]] = {"power": ("FULL", 2), "process": ("NORMAL", 1)}
+
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """How the connections of one open store are made."""
+
+    target: Target
+    durability: Durability
+    busy_timeout_ms: int
+    uri: str
+
+    def engine(self, pool: type[Pool], begin: Callable[[Connection], None], **options: Any) -> Engine:
+        """SQLAlchemy's engine over `reader` connections of that pool; `begin` begins its transactions."""
+        engine = create_engine(
+            "sqlite://",
+            module=driver.dbapi,
+            creator=self.reader,
+            poolclass=pool,
+            execution_options={"store": str(self.target)},
+            **options,
+        )
+        sa_event.listen(engine, "begin", begin)
+        return engine
+
+    def reader(self) -> Any:
+        connection = self._connect(self.busy_timeout_ms)
+        self._set(connection, "foreign_keys", "ON", 1)
+        self._set(connection, "trusted_schema", "OFF", 0)
+        self._set(connection, "query_only", "ON", 1)
+        return connection
+
+    def make_writer(self, connection: Any, *, checkpoints: bool) -> None:
+        """Turn a reader's connection into the writer's, which has SQLite checkpoint as usual, or only a very long log."""
+        name, value = _SYNCHRONOUS[self.durability]
+        self._set(connection, "query_only", "OFF", 0)
+        self._set(connection, "synchronous", name, value)
+        # Stores are created in WAL mode. If someone switched it off, this switches it on again, or finds out that it cannot.
+        self._set(connection, "journal_mode", "WAL", "wal")
+        if not checkpoints:
+            self._set(connection, "wal_autocheckpoint", str(LOG_PAGES_OF_WRITERS), LOG_PAGES_OF_WRITERS)
+        self._set(connection, "busy_timeout", "0", 0)  # from here on the writer waits by itself
+
+    def checkpointer(self) -> Any:
+        connection = self._connect(CHECKPOINT_READERS_MS)
+        self._set(connection, "synchronous", *_SYNCHRONOUS[self.durability])
+        return connection
+
+    def _connect(self, busy_timeout_ms: int) -> Any:
+        return driver.dbapi.connect(
+            self.uri,
+            uri=True,
+            timeout=busy_timeout_ms / 1000,
+            isolation_level=None,  # transactions begin where this package says so
+            check_same_thread=False,  # pool, turns and threads see to it that one thread at a time uses it
+        )
+
+    def _set(self, connection: Any, pragma: str, value: str, expected: object) -> None:
+        connection.execute(f"PRAGMA {pragma} = {value}").fetchall()
+        actual = connection.execute(f"PRAGMA {pragma}").fetchone()
+        if actual != (expected,):
+            raise StoreUnavailable(
+                store=str(self.target), detail=f"SQLite did not accept PRAGMA {pragma} = {value}, it stayed {actual}"
+            )
