@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aegis_store.aio import AsyncEventStore as AsyncEventStore
     from aegis_store.errors import (
         AegisStoreError as AegisStoreError,
     )
@@ -116,6 +117,7 @@ if TYPE_CHECKING:
     from aegis_store.transfer.standing import Refusal as Refusal
 
 _ROOMS = {
+    "aegis_store.aio": "AsyncEventStore",
     "aegis_store.errors": (
         "AegisStoreError CursorAhead EventIdConflict EventsTruncated EventTooLarge ImportRejected InvalidEvent InvalidInput "
         "InvalidPolicy InvalidSession NotAnAegisStore ReadOnlyStore SchemaMismatch SequenceConflict SessionExists "

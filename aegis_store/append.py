@@ -140,8 +140,11 @@ def append(db: Database, prepared: Prepared) -> Event:
         rows = db.execute_alone(APPEND_SQL, prepared.parameters, prepared.payload_bytes)
     except ConstraintRefused:
         rows = []
-    if rows:
-        return prepared.stored(*rows[0])
+    return prepared.stored(*rows[0]) if rows else settle(db, prepared)
+
+
+def settle(db: Database, prepared: Prepared) -> Event:
+    """What became of an append that inserted nothing; see above."""
     with db.write() as conn:
         return _settle(conn, prepared)
 

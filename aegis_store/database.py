@@ -48,7 +48,7 @@ class Database:
         self._engine = connections.engine(
             QueuePool, _begin_reading, pool_size=4, max_overflow=-1
         )  # no reader waits for another
-        self._patience_s = min(LINE_PATIENCE_S, busy_timeout_ms / 2000)
+        self.patience_s = min(LINE_PATIENCE_S, busy_timeout_ms / 2000)
         open_here.update([target.path])
         try:
             self._writer = None if read_only else Writer(connections, checkpoints=not _HAS_CHECKPOINTER)
@@ -56,7 +56,7 @@ class Database:
             open_here.subtract([target.path])
             self._engine.dispose()
             raise
-        self._turns = Turns(target, self._carry_out, has_file_lock=not read_only)
+        self.turns = Turns(target, self._carry_out, has_file_lock=not read_only)
         self._checkpointer = Checkpointer(connections.checkpointer, self.turn)
         forks.watch(self)
 
@@ -97,13 +97,13 @@ class Database:
     @contextmanager
     def turn(self) -> Iterator[Connection]:
         """The writer's connection, for this thread alone, with no transaction begun."""
-        asked_s = self._ask()
-        if self._turns.nobody_writes():
-            with self._turns.at_once() as is_ours:
+        asked_s = self.ask()
+        if self.turns.nobody_writes():
+            with self.turns.at_once() as is_ours:
                 if is_ours:
                     yield self._fit_writer(asked_s).connection
                     return
-        with self._turns.in_line(self._patience_s, self.busy_timeout_ms / 1000):
+        with self.turns.in_line(self.patience_s, self.busy_timeout_ms / 1000):
             yield self._fit_writer(asked_s).connection
 
     def execute_alone(self, sql: str, parameters: dict[str, Any], size_bytes: int = 0) -> Rows:
@@ -111,8 +111,8 @@ class Database:
 
         `size_bytes` is about what it writes. Raises `ConstraintRefused` when a constraint or guard refused it.
         """
-        asked_s = self._ask()
-        turns = self._turns
+        asked_s = self.ask()
+        turns = self.turns
         if turns.nobody_writes():
             with turns.lock:  # not by way of a generator: see `Turns.lock`
                 try:
@@ -123,10 +123,14 @@ class Database:
                     turns.file_lock.release()
                     turns.owner = 0
         try:
-            return turns.outcome_of(sql, parameters, size_bytes, self._patience_s)
+            return turns.outcome_of(sql, parameters, size_bytes, self.patience_s)
         except NoTurn:
-            with turns.round_the_line(self.busy_timeout_ms / 1000):
-                return self._execute(sql, parameters, asked_s)
+            return self.execute_round_the_line(sql, parameters, asked_s)
+
+    def execute_round_the_line(self, sql: str, parameters: dict[str, Any], asked_s: float) -> Rows:
+        """As `execute_alone`, for who stood in the line in vain since `asked_s`."""
+        with self.turns.round_the_line(self.busy_timeout_ms / 1000):
+            return self._execute(sql, parameters, asked_s)
 
     def _execute(self, sql: str, parameters: dict[str, Any], asked_s: float) -> Rows:
         writer = self._fit_writer(asked_s)
@@ -142,22 +146,22 @@ class Database:
         """For those who wait in the line: as many of their statements as stand in front, in one transaction."""
         try:
             writer = self._fit_writer(time.monotonic())
-            if not writer.begin_for(self._turns.anybody_waits):
+            if not writer.begin_for(self.turns.anybody_waits):
                 return
         except Exception as error:  # noqa: BLE001 - it is told to those who wait
-            group = self._turns.take(GROUP_STATEMENTS, GROUP_BYTES)
+            group = self.turns.take(GROUP_STATEMENTS, GROUP_BYTES)
             for statement in group:
                 statement.error = translated(str(self.target), error, waited_ms=0)
         else:
-            group = self._turns.take(GROUP_STATEMENTS, GROUP_BYTES)
+            group = self.turns.take(GROUP_STATEMENTS, GROUP_BYTES)
             writer.commit(group)
             self._checkpointer.note_write()
         settle(group)
 
-    def _ask(self) -> float:
+    def ask(self) -> float:
         """When this thread began to wait. A thread that has the turn, and came back through a signal handler, is refused."""
         self.check_writable()
-        if self._turns.owner == threading.get_ident() and self._turns.lock.locked():
+        if self.turns.owner == threading.get_ident() and self.turns.lock.locked():
             raise StoreBusy(store=str(self.target), waited_ms=0)
         return time.monotonic()
 
@@ -195,7 +199,7 @@ class Database:
         if self._is_closed():
             return
         self._checkpointer.stop()
-        with self._turns.lock:
+        with self.turns.lock:
             if self._is_closed():  # by another thread, meanwhile
                 return
             self._closed = "was closed"
@@ -203,13 +207,13 @@ class Database:
             if self._writer is not None:
                 self._writer.close()
             self._engine.dispose()
-        self._turns.stop()
+        self.turns.stop()
 
     def leave_to_parent(self) -> None:
         """In a forked child: touch nothing of what is the parent's, and say so to whoever tries to use it."""
         if self._closed is None:
             self._closed = "was opened before this process was forked, and belongs to its parent"
-            self._turns.give_up_descriptors()
+            self.turns.give_up_descriptors()
 
     def errors(self) -> AbstractContextManager[None]:
         """Inside, the driver's and SQLAlchemy's errors become those of `aegis_store.errors`."""

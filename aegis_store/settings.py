@@ -70,6 +70,12 @@ LINE_PATIENCE_S: Final = 1.0
 GROUP_STATEMENTS: Final = 128
 GROUP_BYTES: Final = 4 * 1024 * 1024
 
+# Of an asynchronous store so many appends wait at a time: enough for the largest groups, and little memory.
+MAX_WAITING_APPENDS: Final = 1000
+
+# Its other methods run on so many threads at a time; those that write stand in one line anyway.
+THREADS_OF_ASYNC: Final = 8
+
 # While a store writes, a thread looks at its log so often, and brings it into the file when so many pages (2 MiB) wait.
 CHECKPOINT_EVERY_S: Final = 0.05
 CHECKPOINT_PAGES: Final = 256

@@ -37,6 +37,6 @@ def test_threads_that_follow_each_other_closely_are_never_told_that_the_store_is
 def test_a_thread_that_wrote_last_waits_for_one_that_just_took_its_turn(store: EventStore) -> None:
     store.create_session("s")
     assert store.append("s", "t", 1).seq == 1
-    store._db._turns.lock.acquire()  # as another thread that has the lock, and has not run on yet
-    threading.Timer(0.05, store._db._turns.lock.release).start()
+    store._db.turns.lock.acquire()  # as another thread that has the lock, and has not run on yet
+    threading.Timer(0.05, store._db.turns.lock.release).start()
     assert store.append("s", "t", 2).seq == 2
