@@ -124,11 +124,13 @@ class Writer:
             statement.error = error
 
     def _roll_back(self) -> None:
-        self._is_lost = True
-        with suppress(driver.dbapi.Error):
+        try:
             self.cursor.close()
-            if self.driver.in_transaction:
+            if self.driver.in_transaction:  # SQLite may have done it already
                 self.driver.rollback()
+            self.cursor = self.driver.cursor()
+        except driver.dbapi.Error:
+            self._is_lost = True
 
     # After interruptions
 
