@@ -24,6 +24,9 @@ if TYPE_CHECKING:
         EventTooLarge as EventTooLarge,
     )
     from aegis_store.errors import (
+        FileUnavailable as FileUnavailable,
+    )
+    from aegis_store.errors import (
         ImportRejected as ImportRejected,
     )
     from aegis_store.errors import (
@@ -119,8 +122,8 @@ if TYPE_CHECKING:
 _ROOMS = {
     "aegis_store.aio": "AsyncEventStore",
     "aegis_store.errors": (
-        "AegisStoreError CursorAhead EventIdConflict EventsTruncated EventTooLarge ImportRejected InvalidEvent InvalidInput "
-        "InvalidPolicy InvalidSession NotAnAegisStore ReadOnlyStore SchemaMismatch SequenceConflict SessionExists "
+        "AegisStoreError CursorAhead EventIdConflict EventsTruncated EventTooLarge FileUnavailable ImportRejected InvalidEvent "
+        "InvalidInput InvalidPolicy InvalidSession NotAnAegisStore ReadOnlyStore SchemaMismatch SequenceConflict SessionExists "
         "SessionNotFound StoreBusy StoreClosed StoreCorrupt StoreFull StoreUnavailable"
     ),
     "aegis_store.events": "UNCHANGED UNLIMITED Event Health NewEvent Page Session SessionPage Status StoreStats",

@@ -4,19 +4,53 @@ It is written beside its name, as `NAME.tmp`, and linked into place at the end. 
 processes that write the same name at once one wins, and the other is told.
 """
 
+import errno
 import io
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, Final
 
-from aegis_store.errors import InvalidInput, shown
-from aegis_store.sqlite_errors import errors_of
+from aegis_store.errors import FileUnavailable, InvalidInput, StoreFull, shown
+
+_WHAT_TO_DO: Final = {
+    errno.ENOENT: "its directory does not exist: make it, or check the path",
+    errno.EEXIST: "a file stands there: name a directory",
+    errno.ENOTDIR: "a part of the path is a file: name a directory there",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "permission denied: write where this user may"),
+    errno.EROFS: "the file system is read-only: write elsewhere",
+}
+
+
+def path_of(given: Any) -> Path:
+    """The path that a caller gave for a file. `InvalidInput` if it is none."""
+    name = os.fspath(given) if isinstance(given, os.PathLike) else given
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise InvalidInput(f"a file or directory is named by a path, not {shown(name)}")
+    return Path(name)
+
+
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Inside, errors of the file system become `StoreFull` and `FileUnavailable`, which name `path`."""
+    try:
+        yield
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{shown(str(path))} cannot be the name of a file: leave out the lone surrogate") from None
+    except OSError as error:
+        said = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StoreFull(store=str(path), detail=said) from None
+        todo = _WHAT_TO_DO.get(error.errno or 0, f"{said}: check the disk and the permissions")
+        raise FileUnavailable(file=str(path), detail=todo) from None
 
 
 class Draft:
     """A file being written, mode 0600 (less where the umask allows less). End it with `publish` or with `discard`.
 
-    Every method raises `StoreFull` when the disk or a quota is full, `StoreUnavailable` when the file system refuses.
+    Every method raises `StoreFull` when the disk or a quota is full, `FileUnavailable` when the file system refuses.
     """
 
     def __init__(self, final: Path) -> None:
@@ -26,7 +60,7 @@ class Draft:
         self.size_bytes = 0
         self._descriptor = -1
         self._stands = False
-        with errors_of(str(final)):
+        with file_errors(final):
             if os.path.lexists(final):
                 raise _taken(final)
             try:
@@ -39,7 +73,7 @@ class Draft:
 
     def write(self, content: bytes) -> None:
         """Write on. Raises as the class says; then discard the draft."""
-        with errors_of(str(self.final)):
+        with file_errors(self.final):
             rest = memoryview(content)
             while rest:  # a disk that is nearly full takes a part
                 rest = rest[os.write(self._descriptor, rest) :]
@@ -47,7 +81,7 @@ class Draft:
 
     def reopened(self) -> io.BufferedReader:
         """What was written, synced, from its start: from the disk where the system can be told to forget its cache."""
-        with errors_of(str(self.final)):
+        with file_errors(self.final):
             os.fsync(self._descriptor)
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -56,7 +90,7 @@ class Draft:
 
     def publish(self) -> None:
         """Give the file its name, durably. Raises `InvalidInput` if the name was taken meanwhile."""
-        with errors_of(str(self.final)):
+        with file_errors(self.final):
             os.fsync(self._descriptor)
             self._close()
             self._link()

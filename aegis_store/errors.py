@@ -17,6 +17,7 @@
     ├── StoreUnavailable
     ├── StoreClosed
     ├── ReadOnlyStore
+    ├── FileUnavailable                       a file beside the store (an export, an archive) cannot be written
     ├── NotAnAegisStore                       the file is refused, and left as it is
     ├── StoreCorrupt
     ├── SchemaMismatch
@@ -212,12 +213,15 @@ class StoreBusy(AegisStoreError):
 
 
 class StoreFull(AegisStoreError):
-    """The disk or a quota is full. What was asked for was not done, what was stored stays."""
+    """The disk or a quota is full. What was asked for was not done, what was stored stays.
+
+    `store` names what could not be written: the store, or an export or archive of it.
+    """
 
     def __init__(self, *, store: str, detail: str) -> None:
         self.store = store
         self.detail = detail
-        super().__init__(f"no room to write to store {shown(store)} ({detail}): free some space, then try again")
+        super().__init__(f"no room to write to {shown(store)} ({detail}): free some space, then try again")
 
 
 class StoreUnavailable(AegisStoreError):
@@ -247,6 +251,15 @@ class ReadOnlyStore(AegisStoreError):
             f"store {shown(store)} is read-only here: "
             "open it without read_only, as a user who may write it, its -wal and -shm files and its directory"
         )
+
+
+class FileUnavailable(AegisStoreError):
+    """A file beside the store, an export or an archive, or its directory, cannot be written. Nothing is left of the file."""
+
+    def __init__(self, *, file: str, detail: str) -> None:
+        self.file = file
+        self.detail = detail
+        super().__init__(f"cannot write {shown(file)}: {detail}")
 
 
 class NotAnAegisStore(AegisStoreError):

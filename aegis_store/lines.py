@@ -14,15 +14,14 @@ import json
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 from sqlalchemy import Row
 
 from aegis_store import payload as payloads
-from aegis_store.draft import Draft
-from aegis_store.errors import InvalidInput, StoreCorrupt, StoreUnavailable, shown
+from aegis_store.draft import Draft, path_of
+from aegis_store.errors import FileUnavailable, StoreCorrupt, shown
 from aegis_store.events import Json, from_us
 from aegis_store.packing import Damaged, packer_for, unpacked
 from aegis_store.sessions import cap_of
@@ -51,7 +50,7 @@ class LinesWriter:
     its name; when the block raises, nothing is left. `sessions`, `events` and `file_bytes` say what was written.
 
     Entering raises `InvalidInput` if the name is taken or its suffix is not .jsonl, .jsonl.gz or .jsonl.zst. Writing and
-    ending raise `StoreFull` when the disk is full, `StoreUnavailable` when the file cannot be written or is read back as
+    ending raise `StoreFull` when the disk is full, `FileUnavailable` when the file cannot be written or is read back as
     something else, `StoreCorrupt` when the rows are not what a store holds. Memory is flat: one line and a buffer.
     """
 
@@ -59,7 +58,7 @@ class LinesWriter:
         self, path: str | os.PathLike[str], header: Mapping[str, Json] | None = None, *, store: str | None = None
     ) -> None:
         """`header`: what the first line says besides the format and the time. `store`: the name of the store in errors."""
-        self.path = _path_of(path)
+        self.path = path_of(path)
         self.sessions = 0
         self.events = 0
         self.file_bytes = 0
@@ -154,8 +153,8 @@ class LinesWriter:
     def _write_line(self, text: str) -> None:
         content = text.encode()
         if len(content) >= MAX_LINE_BYTES:
-            raise StoreUnavailable(
-                store=self._store,
+            raise FileUnavailable(
+                file=str(self.path),
                 detail=f"a line of {len(content):,} bytes could not be read again (at most {MAX_LINE_BYTES:,})",
             )
         self._buffer += content
@@ -176,7 +175,7 @@ class LinesWriter:
         self._write_buffer()
         self._draft.write(self._packer.flush())
         if self._digest_of_file() != self._digest.digest():
-            raise StoreUnavailable(store=str(self.path), detail="what is read back is not what was written: check the disk")
+            raise FileUnavailable(file=str(self.path), detail="what is read back is not what was written: check the disk")
         self._draft.publish()
         self.file_bytes = self._draft.size_bytes
 
@@ -189,13 +188,6 @@ class LinesWriter:
         except (Damaged, OSError):
             return None
         return digest.digest()
-
-
-def _path_of(path: str | os.PathLike[str]) -> Path:
-    name = os.fspath(path)
-    if not isinstance(name, str) or "\0" in name:
-        raise InvalidInput(f"a file is named by a path, not {shown(name)}")
-    return Path(name)
 
 
 def _written_cap(stored: int | None) -> int | str | None:

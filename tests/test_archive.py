@@ -17,10 +17,11 @@ import pytest
 from aegis_store import (
     UNLIMITED,
     EventStore,
+    FileUnavailable,
+    InvalidInput,
     NewEvent,
     RetentionPolicy,
     StoreFull,
-    StoreUnavailable,
 )
 from aegis_store.retention import archive as archiving
 from aegis_store.retention import prune as pruning
@@ -149,10 +150,18 @@ def test_a_deleted_session_is_not_archived(store: EventStore, tmp_path: Path, mo
 def test_a_directory_that_cannot_be_made_stops_the_prune_before_anything_goes(store: EventStore, tmp_path: Path) -> None:
     fill(store, "s", 3)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(FileUnavailable, match=r"file/archive.*name a directory there"):
         store.prune(archive_dir=tmp_path / "file" / "archive")
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(FileUnavailable, match="/file': a file stands there: name a directory"):
         store.prune(archive_dir=tmp_path / "file")
+    assert store.get_session("s").event_count == 3
+
+
+@pytest.mark.parametrize("directory", [5, b"archive", "", "arch\0ive"])
+def test_what_is_no_path_is_invalid_input_and_nothing_goes(store: EventStore, directory: Any) -> None:
+    fill(store, "s", 3)
+    with pytest.raises(InvalidInput, match="named by a path"):
+        store.prune(archive_dir=directory)
     assert store.get_session("s").event_count == 3
 
 
@@ -167,11 +176,11 @@ def test_a_full_disk_stops_the_prune_with_nothing_deleted_and_leaves_no_file(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
-        with pytest.raises((StoreFull, StoreUnavailable)):
+        with pytest.raises((StoreFull, FileUnavailable)):
             store.prune(archive_dir=tmp_path / "archive")
     assert store.get_session("s").event_count == 3
     assert os.listdir(tmp_path / "archive") == []
-    assert store.prune_history()[0].outcome in ("failed: StoreFull", "failed: StoreUnavailable")
+    assert store.prune_history()[0].outcome in ("failed: StoreFull", "failed: FileUnavailable")
     assert store.prune(archive_dir=tmp_path / "archive").events_removed == 3
 
 
@@ -190,7 +199,7 @@ def test_a_file_that_is_read_back_as_something_else_stops_the_prune(
 ) -> None:
     fill(store, "s", 3)
     monkeypatch.setattr("aegis_store.lines.LinesWriter._digest_of_file", lambda _: b"another")
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(FileUnavailable):
         store.prune(archive_dir=tmp_path / "archive")
     assert store.get_session("s").event_count == 3
 

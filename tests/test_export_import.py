@@ -22,6 +22,7 @@ from sqlalchemy import select
 from aegis_store import (
     UNLIMITED,
     EventStore,
+    FileUnavailable,
     ImportRejected,
     InvalidInput,
     NewEvent,
@@ -498,7 +499,7 @@ def test_a_line_that_could_not_be_read_again_is_not_written(
     store.create_session("s")
     store.append("s", "hook", "x" * 2000)
     monkeypatch.setattr(lines, "MAX_LINE_BYTES", 2000)
-    with pytest.raises(StoreUnavailable, match="could not be read again"):
+    with pytest.raises(FileUnavailable, match="could not be read again"):
         export_from(store, tmp_path / "out.jsonl")
 
 
@@ -594,7 +595,7 @@ def test_what_is_raised_in_the_middle_leaves_no_file(store: EventStore, tmp_path
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize(
     ("code", "expected"),
-    [(errno.ENOSPC, StoreFull), (errno.EDQUOT, StoreFull), (errno.EIO, StoreUnavailable)],
+    [(errno.ENOSPC, StoreFull), (errno.EDQUOT, StoreFull), (errno.EIO, FileUnavailable)],
     ids=["full", "quota", "broken"],
 )
 @pytest.mark.parametrize("call", ["write", "fsync", "open"])
@@ -632,7 +633,7 @@ def test_a_directory_that_cannot_be_synced_takes_the_file_back(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refusing)
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(FileUnavailable):
             export_from(store, tmp_path / "out.jsonl")
     assert set(tmp_path.iterdir()) == before
 
@@ -662,7 +663,7 @@ def test_a_disk_that_gives_back_something_else_is_found_out(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", harmful)
-        with pytest.raises(StoreUnavailable, match="read back"):
+        with pytest.raises(FileUnavailable, match="read back"):
             export_from(store, tmp_path / f"out{suffix}")
     assert set(tmp_path.iterdir()) == before
 
@@ -695,18 +696,18 @@ def test_a_real_limit_of_the_file_system_is_a_full_store(store: EventStore, path
 
 @pytest.mark.parametrize("place", ["missing/out.jsonl", "aegis.db/out.jsonl", f"{'x' * 300}.jsonl"])
 def test_a_place_that_cannot_be_written_is_told(store: EventStore, tmp_path: Path, place: str) -> None:
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(FileUnavailable):
         export_from(store, tmp_path / place)
 
 
 @NO_ROOT
 def test_a_directory_without_permission_is_told(store: EventStore, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(FileUnavailable):
         export_from(store, tmp_path / "closed" / "out.jsonl")
 
 
-@pytest.mark.parametrize("name", [b"out.jsonl", "out\0.jsonl"])
+@pytest.mark.parametrize("name", [b"out.jsonl", "out\0.jsonl", 5, ""])
 def test_a_name_that_is_none_is_refused(store: EventStore, name: Any) -> None:
     with pytest.raises(InvalidInput):
         export_from(store, name)

@@ -11,11 +11,11 @@ from typing import Any, Final, Self
 
 from sqlalchemy import Connection, Row, select
 
+from aegis_store.draft import file_errors, path_of
 from aegis_store.lines import LinesWriter
 from aegis_store.retention.history import StoredHistory
 from aegis_store.schema import event, session
 from aegis_store.settings import ARCHIVE_FILE_EVENTS, ORPHAN_AGE_S
-from aegis_store.sqlite_errors import errors_of
 
 _LONGEST_NAME: Final = 80
 _SUFFIX: Final = ".jsonl.gz"  # gzip, which every machine can read without us, for as long as archives are kept
@@ -31,9 +31,9 @@ class Archive:
 
     @classmethod
     def at(cls, directory: str | os.PathLike[str]) -> Self:
-        """Make the directory, mode 0700, if it is missing. `StoreUnavailable` if it cannot be used."""
-        path = Path(os.fspath(directory))
-        with errors_of(str(path)):
+        """Make the directory, mode 0700, if it is missing. Raises `InvalidInput`, `FileUnavailable`, `StoreFull`."""
+        path = path_of(directory)
+        with file_errors(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             _sweep(path)
         return cls(path)

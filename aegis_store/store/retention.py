@@ -66,7 +66,8 @@ class Retention(OpenStore):
 
         `archive_dir`: what will go is first written there as compressed JSON lines, one file per run and range of a session,
         synced and read back, and only then removed; `import_lines` reads it. Sessions that were deleted are not archived.
-        Raises `StoreFull` or `StoreUnavailable` if it cannot be written: nothing was removed that is not archived.
+        Raises `InvalidInput` for what is no path, `StoreFull` or `FileUnavailable` if it cannot be written: nothing was removed
+        that is not archived.
         """
         self._db.check_writable()
         if plan is not None and not isinstance(plan, PrunePlan):

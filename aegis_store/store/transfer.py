@@ -32,7 +32,7 @@ class Transfer(OpenStore):
         by what they write meanwhile. `on_progress` is called with (events written, events in all).
 
         Raises `SessionNotFound`, `InvalidInput` for a name that is taken or another suffix, `StoreFull` and
-        `StoreUnavailable` if the file cannot be written: nothing is left of it then.
+        `FileUnavailable` if the file cannot be written: nothing is left of it then.
         """
         with self._db.read() as conn:
             policy = policy_to_fields(limits.policy_in_force(conn)) if session_ids is None else None

@@ -53,7 +53,7 @@ def export(
 
     The file has mode 0600 and stands under its name only when it is complete, synced and read back; whatever is raised, it is
     not there. Raises `SessionNotFound` before anything is written, `InvalidInput` if the name is taken or has another suffix,
-    `StoreFull` and `StoreUnavailable` for the disk, `StoreCorrupt` for damage in the store.
+    `StoreFull` and `FileUnavailable` for the disk, `StoreCorrupt` for damage in the store.
     """
     store = conn.get_execution_options()["store"]
     if session_ids is None:

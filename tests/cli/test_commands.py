@@ -146,6 +146,15 @@ def test_prune_with_yes_removes_what_it_showed(run: Run, filled: Path) -> None:
         assert store.get_session("run-2").event_count == 0
 
 
+def test_an_archive_directory_that_cannot_be_is_named_and_nothing_goes(run: Run, filled: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine\n")
+    done = run("prune", "--yes", "--archive", "taken", "--json", "--db", str(filled))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "aegis-store: cannot write 'taken': a file stands there: name a directory\n"
+    with EventStore.open(filled, prune_on_open=False) as store:
+        assert store.get_session("run-2").event_count == 1
+
+
 def test_no_command_but_prune_removes_events_by_opening_a_store(run: Run, filled: Path, tmp_path: Path) -> None:
     state = tmp_path / "state.json"
     state.write_text('{"version": 1, "sessions": [], "events": []}')

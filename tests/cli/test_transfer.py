@@ -87,7 +87,7 @@ def test_refused_sessions_are_named_and_the_exit_code_says_so(run: Run, filled: 
         (("export", "filled.db"), 2, ".jsonl.zst"),
         (("export", "taken.jsonl"), 2, "stands already"),
         (("export", "out.jsonl", "--session", "nobody"), 3, "nobody"),
-        (("export", "missing/out.jsonl"), 5, "missing"),
+        (("export", "missing/out.jsonl"), 1, "cannot write 'missing/out.jsonl': its directory does not exist: make it"),
         (("export", "out.jsonl", "--db", "none.db"), 5, "none.db"),
         (("import", "none.jsonl"), 2, "none.jsonl"),
         (("import", "taken.jsonl"), 7, "line 1"),
