@@ -36,8 +36,11 @@ def prune(
     Example: aegis-store prune, then aegis-store prune --yes --archive /var/backups/agents
     """
     from aegis_store.cli.terminal import show, show_json
+    from aegis_store.errors import InvalidInput
 
     if history:
+        if yes or dry_run or archive:
+            raise InvalidInput("--history only looks back, and removes nothing: leave out --yes, --dry-run and --archive")
         _show_history(context, db, as_json=as_json)
         return
     acts = yes and not dry_run

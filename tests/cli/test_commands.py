@@ -155,6 +155,15 @@ def test_an_archive_directory_that_cannot_be_is_named_and_nothing_goes(run: Run,
         assert store.get_session("run-2").event_count == 1
 
 
+@pytest.mark.parametrize("option", [("--yes",), ("--dry-run",), ("--archive", "old")], ids=lambda option: option[0])
+def test_the_history_is_not_asked_for_together_with_what_a_prune_is_to_do(
+    run: Run, filled: Path, option: tuple[str, ...]
+) -> None:
+    done = run("prune", "--history", *option, "--db", str(filled))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert option[0] in done.stderr
+
+
 def test_no_command_but_prune_removes_events_by_opening_a_store(run: Run, filled: Path, tmp_path: Path) -> None:
     state = tmp_path / "state.json"
     state.write_text('{"version": 1, "sessions": [], "events": []}')
