@@ -140,7 +140,8 @@ def _show_change(
     from aegis_store.cli.terminal import plural, show, show_json, show_table, size, table
 
     if as_json:
-        removed = {"removed_now": loss._asdict(), "next_prune": {"events": plan.events, "bytes": plan.bytes}}
+        next_prune = {"events": plan.events, "bytes": plan.bytes, "sessions_forgotten": plan.sessions_forgotten}
+        removed = {"removed_now": loss._asdict(), "next_prune": next_prune}
         show_json({**policy_fields(new), "before": policy_fields(old), **removed})
         return
     before, now = _words(old), _words(new)
@@ -148,13 +149,15 @@ def _show_change(
     show_table(table("knob", "before", "now", "changed"), rows)
     if loss.events:
         show(f"The lower cap removed {_loss_words(loss)}.")
-    by_reason = plan.by_reason()
-    if by_reason:
-        show(f"The next prune removes {plural(plan.events, 'event')}, {size(plan.bytes)} (aegis-store prune shows them):")
-        for reason, total in by_reason.items():
-            show(f"  by {reason}: {plural(total.events, 'event')} of {plural(total.sessions, 'session')}")
-    else:
+    if not plan.truncations:
         show("The next prune removes nothing.")
+        return
+    show(f"The next prune removes {plural(plan.events, 'event')}, {size(plan.bytes)} (aegis-store prune shows them):")
+    for reason, total in plan.by_reason().items():
+        if total.events:
+            show(f"  by {reason}: {plural(total.events, 'event')} of {plural(total.sessions, 'session')}")
+    if plan.sessions_forgotten:
+        show(f"  by forget_sessions_after: {plural(plan.sessions_forgotten, 'session record')}")
 
 
 def _loss_words(loss: "PolicyLoss") -> str:

@@ -1,6 +1,7 @@
 """The command `prune`."""
 
 import shlex
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -130,7 +131,7 @@ def _show_reclaimable(free_bytes: int, place: str) -> None:
 
 
 def _show_history(context: typer.Context, db: str | None, *, as_json: bool) -> None:
-    from aegis_store.cli.terminal import count, show, show_json, show_table, size, table, when
+    from aegis_store.cli.terminal import count, plural, show, show_json, show_table, size, table, when
 
     with open_to_look(context, db) as store:
         runs = store.prune_history(limit=_SHOWN_RUNS)
@@ -141,14 +142,22 @@ def _show_history(context: typer.Context, db: str | None, *, as_json: bool) -> N
     if not runs:
         show("No prune has removed anything yet.")
         return
-    rows = ((when(r.started_at), r.trigger, count(r.events), size(r.bytes), count(r.sessions), _outcome(r)) for r in runs)
-    show_table(table("started (UTC)", "trigger", ">events", ">bytes", ">sessions", "~outcome"), rows)
+    rows = (
+        (when(r.started_at), r.trigger, count(r.events), size(r.bytes), count(r.sessions_forgotten), _outcome(r)) for r in runs
+    )
+    show_table(table("started (UTC)", "trigger", ">events", ">bytes", ">records", "outcome"), rows)
+    totals: Counter[str] = Counter()
+    for run in runs:
+        if run.outcome != "reported":  # by mode warn: nothing went
+            totals.update(run.by_reason)
+    show(*(f"{plural(events, 'event')} went by {reason}." for reason, events in totals.most_common() if events))
+    if any(run.sessions_forgotten for run in runs if run.outcome != "reported"):
+        show("Records went by forget_sessions_after; a tombstone keeps the seq of each.")
 
 
 def _outcome(run: "PruneRun") -> str:
-    reasons = ", ".join(f"{reason} {events:,}" for reason, events in run.by_reason.items() if events)
-    outcome = run.outcome or "at work, or killed"
-    return f"{outcome}: {reasons}" if reasons else outcome
+    """In a word or two; how a run failed is an error's name."""
+    return "not ended" if run.outcome is None else run.outcome.removeprefix("failed: ")
 
 
 def plan_fields(plan: "PrunePlan") -> dict[str, Any]:

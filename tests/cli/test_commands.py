@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aegis_store import EventStore
+from aegis_store import EventStore, driver
 from tests.cli.conftest import Run
 
 HOSTILE = "\x1b[31mred\x07\u202e\ud83d end"
@@ -162,6 +162,41 @@ def test_the_history_is_not_asked_for_together_with_what_a_prune_is_to_do(
     done = run("prune", "--history", *option, "--db", str(filled))
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert option[0] in done.stderr
+
+
+def test_session_records_that_go_are_told_before_and_after(run: Run, filled: Path) -> None:
+    done = run("policy", "set", "--forget-sessions-after", "0", "--db", str(filled))
+    assert "  by terminal_grace: 1 event of 1 session\n  by forget_sessions_after: 1 session record" in done.stdout
+    (found,) = lines(run("policy", "set", "--forget-sessions-after", "0", "--json", "--db", str(filled)).stdout)
+    assert found["next_prune"] == {"events": 1, "bytes": 16, "sessions_forgotten": 1}
+    run("prune", "--yes", "--db", str(filled))
+    done = run("prune", "--history", "--db", str(filled))
+    assert [line.split()[-5:] for line in done.stdout.splitlines() if " cli " in line] == [["1", "16", "B", "1", "done"]]
+    assert "1 event went by terminal_grace." in done.stdout
+
+
+def test_the_history_does_not_count_what_was_only_reported_as_gone(run: Run, filled: Path) -> None:
+    run("policy", "set", "--mode", "warn", "--forget-sessions-after", "0", "--db", str(filled))
+    EventStore.open(filled).close()
+    done = run("prune", "--history", "--db", str(filled))
+    assert "reported" in done.stdout
+    assert "went" not in done.stdout
+
+
+def test_the_history_takes_a_line_a_run_in_80_columns(run: Run, filled: Path) -> None:
+    outcomes = ["failed: FileUnavailable", "interrupted", "overtaken", None]
+    with driver.dbapi.connect(str(filled), isolation_level=None) as shell:
+        for outcome in outcomes:
+            shell.execute(
+                "INSERT INTO prune_run (started_at, now, trigger, events, bytes, sessions, sessions_forgotten, reasons,"
+                " duration_us, outcome) VALUES (0, 0, 'maintenance', 9999999, 2000000000, 1000, 100000,"
+                """ '{"terminal_grace": 1, "max_total_bytes": 9999998}', 1, ?)""",
+                (outcome,),
+            )
+    done = run("prune", "--history", "--db", str(filled))
+    shown = [line.split(maxsplit=7)[-1].strip() for line in done.stdout.splitlines() if "maintenance" in line]
+    assert shown == ["not ended", "overtaken", "interrupted", "FileUnavailable"]
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 def test_no_command_but_prune_removes_events_by_opening_a_store(run: Run, filled: Path, tmp_path: Path) -> None:
