@@ -1,6 +1,7 @@
 """The commands `policy show` and `policy set`."""
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -35,7 +36,7 @@ def parse_cap(text: str) -> Any:
     if text in ("unlimited", NO_LIMIT):
         return UNLIMITED
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise typer.BadParameter(f"{text!r:.60} is neither a whole number nor 'unlimited'")
+        raise typer.BadParameter(f"{text!r:.60} is neither a whole number nor 'unlimited' (or 'none')")
     return int(text)
 
 
@@ -43,12 +44,12 @@ def parse_size(text: str) -> int:
     """Bytes, as 1048576, 500MB or 2GiB."""
     match = re.fullmatch(r"([0-9]{1,12})([KMGT]i?B|B)?", text, re.IGNORECASE)
     if not match:
-        raise typer.BadParameter(f"{text!r:.60} is no size such as 500MB or 2GiB")
+        raise typer.BadParameter(f"{text!r:.60} is no size such as 1048576, 500MB or 2GiB")
     return int(match[1]) * _SIZE_UNITS[(match[2] or "").upper()]
 
 
-def parse_size_or_none(text: str) -> int | str:
-    return text if text == NO_LIMIT else parse_size(text)
+def parse_size_or_none(text: str) -> Any:
+    return _or_none(parse_size, text)
 
 
 def parse_duration(text: str) -> "timedelta":
@@ -57,12 +58,19 @@ def parse_duration(text: str) -> "timedelta":
 
     match = re.fullmatch(r"([0-9]{1,8})([dhms])", text) or re.fullmatch(r"(0)()", text)
     if not match:
-        raise typer.BadParameter(f"{text!r:.60} is no duration such as 30d, 12h or 90m")
+        raise typer.BadParameter(f"{text!r:.60} is no duration such as 30d, 12h, 90m, 45s or 0")
     return timedelta(**{_TIME_UNITS.get(match[2], "seconds"): int(match[1])})
 
 
-def parse_duration_or_none(text: str) -> "timedelta | str":
-    return text if text == NO_LIMIT else parse_duration(text)
+def parse_duration_or_none(text: str) -> Any:
+    return _or_none(parse_duration, text)
+
+
+def _or_none(parse: Callable[[str], Any], text: str) -> Any:
+    try:
+        return text if text == NO_LIMIT else parse(text)
+    except typer.BadParameter as error:
+        raise typer.BadParameter(f"{error.message}; '{NO_LIMIT}' takes the limit away") from None
 
 
 @app.command("show")
@@ -108,6 +116,9 @@ def set_policy(
     as_json: AsJson = False,
 ) -> None:
     """Change what is given, leave the rest; show old and new, and what goes.
+
+    SIZE is a number of bytes, or one with KB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (of 1024): 500MB, 2GiB.
+    DURATION is a number with d, h, m or s: 30d, 12h, 90m, 45s; or 0. none takes a limit away, unlimited the cap.
 
     A lower --max-events removes events at once, so it asks for --yes. What the other limits ask for goes with the next prune.
 

@@ -145,11 +145,11 @@ class RetentionPolicy:
 
     def __post_init__(self) -> None:
         if self.max_events is not UNLIMITED:
-            _whole_number("max_events", self.max_events, NO_CAP - 1, "or UNLIMITED")
-        _whole_number("max_event_bytes", self.max_event_bytes, MAX_EVENT_BYTES_LIMIT, "as larger payloads need payload_ref")
+            _whole_number("max_events", self.max_events, NO_CAP - 1, " (or unlimited)")
+        _whole_number("max_event_bytes", self.max_event_bytes, MAX_EVENT_BYTES_LIMIT, " (keep more behind a payload_ref)")
         for name in ("max_bytes", "max_total_bytes"):
             if getattr(self, name) is not None:
-                _whole_number(name, getattr(self, name), _MOST_BYTES, "or None")
+                _whole_number(name, getattr(self, name), _MOST_BYTES, " (or none)")
         _span("terminal_grace", self.terminal_grace, _NOTHING)
         if self.max_age is not None:
             _span("max_age", self.max_age, timedelta(microseconds=1))
@@ -204,9 +204,12 @@ class RetentionPolicy:
 
 def _whole_number(name: str, value: Any, high: int, remark: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
-        raise InvalidPolicy(f"{name} must be a whole number from 1 to {high:,} ({remark}), not {shown(value)}")
+        raise InvalidPolicy(f"{name} must be a whole number from 1 to {high:,}{remark}, not {shown(value)}")
 
 
 def _span(name: str, value: Any, least: timedelta) -> None:
-    if not isinstance(value, timedelta) or not least <= value <= _LONGEST:
-        raise InvalidPolicy(f"{name} must be a timedelta from {least} to {_LONGEST.days:,} days, not {shown(value)}")
+    if not isinstance(value, timedelta):
+        raise InvalidPolicy(f"{name} must be a timedelta, not {shown(value)}")
+    if not least <= value <= _LONGEST:  # the command line meets this one, which therefore speaks no Python
+        start = "over 0" if least else "0 or more"
+        raise InvalidPolicy(f"{name} must be {start} and at most {_LONGEST.days:,} days, not {value}")

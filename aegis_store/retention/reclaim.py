@@ -144,7 +144,7 @@ def reclaim(
 
 def _check(max_seconds: Any, free_ratio: Any) -> None:
     if max_seconds is not None and not (_is_number(max_seconds) and 0 < max_seconds < math.inf):
-        raise InvalidInput(f"max_seconds must be a number over 0, or None for no limit, not {shown(max_seconds)}")
+        raise InvalidInput(f"max_seconds must be a number over 0 (left out: no limit), not {shown(max_seconds)}")
     if not (_is_number(free_ratio) and 0 <= free_ratio <= 1):
         raise InvalidInput(f"free_ratio must be a number from 0 to 1, not {shown(free_ratio)}")
 

@@ -263,6 +263,35 @@ def test_a_policy_that_cannot_be_is_refused_in_one_line(run: Run, filled: Path, 
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_the_help_says_how_sizes_and_durations_are_written(run: Run) -> None:
+    told = " ".join(run("policy", "set", "--help").stdout.split())
+    for part in ("500MB, 2GiB", "30d, 12h, 90m, 45s; or 0", "none takes a limit away, unlimited the cap"):
+        assert part in told
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--max-events", "-1", "'unlimited'"),
+        ("--max-events", "0", "(or unlimited)"),
+        ("--max-bytes", "12XB", "500MB or 2GiB; 'none' takes the limit away"),
+        ("--max-bytes", "0", "(or none)"),
+        ("--max-age", "soon", "30d, 12h, 90m, 45s or 0; 'none' takes the limit away"),
+        ("--max-age", "0", "max_age must be over 0 and at most 365,000 days, not 0:00:00"),
+        ("--max-age", "400000d", "not 400000 days, 0:00:00"),
+        ("--terminal-grace", "none", "30d, 12h, 90m, 45s or 0 "),
+        ("--max-event-bytes", "1GiB", "payload_ref"),
+    ],
+)
+def test_what_a_value_should_be_is_told_in_the_words_of_the_command_line(
+    run: Run, filled: Path, option: str, value: str, told: str
+) -> None:
+    done = run("policy", "set", option, value, "--db", str(filled))
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert not any(word in done.stderr for word in ("timedelta", "UNLIMITED", "None"))
+
+
 def test_upgrade_creates_a_store_and_leaves_one_at_head(run: Run, tmp_path: Path) -> None:
     assert "created at schema 0002" in run("upgrade", "--db", "new.db").stdout
     assert "already" in run("upgrade", "--db", "new.db").stdout

@@ -107,6 +107,7 @@ def test_values_that_cannot_be_are_wrong_usage_and_change_nothing(run: Run, prun
     done = run("reclaim", *options)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
+    assert "None" not in done.stderr
     assert pruned.read_bytes() == before
 
 
