@@ -272,15 +272,15 @@ class NotAnAegisStore(AegisStoreError):
 
 
 class StoreCorrupt(AegisStoreError):
-    """The store is damaged. It was left as it is."""
+    """The store is damaged. It was left as it is. `hint` is what to do."""
 
-    def __init__(self, *, store: str, detail: str) -> None:
+    def __init__(
+        self, *, store: str, detail: str, hint: str = "keep a copy of it with its -wal file, then restore a backup"
+    ) -> None:
         self.store = store
         self.detail = detail
-        super().__init__(
-            f"store {shown(store)} is damaged ({detail}): it was left as it is; keep a copy of it with its -wal file, "
-            "then restore a backup"
-        )
+        self.hint = hint
+        super().__init__(f"store {shown(store)} is damaged ({detail}): it was left as it is; {hint}")
 
 
 class SchemaMismatch(AegisStoreError):

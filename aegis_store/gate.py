@@ -54,7 +54,8 @@ def revision(target: Target) -> str:
     if not stat.S_ISREG(status.st_mode):
         raise NotAnAegisStore(store=str(target), detail="a device, pipe or socket")
     if status.st_size == 0:
-        raise StoreCorrupt(store=str(target), detail="the file is empty; if nothing was ever stored in it, delete it")
+        hint = "restore a backup, or remove it if nothing was ever stored in it"
+        raise StoreCorrupt(store=str(target), detail="the file is empty", hint=hint)
     if has_other_names(target):
         raise StoreUnavailable(
             store=str(target),

@@ -40,7 +40,7 @@ def inspect(
 def inspect_store(store: "EventStore", name: str, *, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from aegis_store.cli.terminal import count, show_facts, show_json, show_table, size, table, when
+    from aegis_store.cli.terminal import count, show_facts, show_json, show_table, size, table, when_utc
     from aegis_store.schema import HEAD
 
     stats, policy, health = store.stats(), store.retention_policy(), store.health()
@@ -55,7 +55,7 @@ def inspect_store(store: "EventStore", name: str, *, as_json: bool) -> None:
         **({"budget": budget_words(health)} if health.budget_used is not None else {}),
         "on disk": f"{size(stats.file_bytes)}, {size(stats.free_bytes)} of it free pages",
         "policy": policy_words(policy),
-        "last prune": f"{when(health.last_prune_at)} {health.last_prune_outcome}" if health.last_prune_at else "none",
+        "last prune": f"{when_utc(health.last_prune_at)}, {health.last_prune_outcome}" if health.last_prune_at else "none",
         **({"to look at": "; ".join(health.problems)} if health.problems else {}),
         "schema": f"{HEAD}, SQLite {store.sqlite_version}",
     }
@@ -66,7 +66,7 @@ def inspect_store(store: "EventStore", name: str, *, as_json: bool) -> None:
 
 
 def _inspect_session(store: "EventStore", session_id: str, *, as_json: bool) -> None:
-    from aegis_store.cli.terminal import count, show_facts, show_json, size, when
+    from aegis_store.cli.terminal import count, show_facts, show_json, size, when_utc
 
     session = store.get_session(session_id)
     if as_json:
@@ -75,14 +75,14 @@ def _inspect_session(store: "EventStore", session_id: str, *, as_json: bool) -> 
     retained = f"{session.first_seq} to {session.last_seq}" if session.event_count else "none"
     removed = f"{count(session.removed_events)}, {size(session.removed_bytes)}"
     if session.removed_reason:
-        removed += f", last {when(session.removed_at)} by {session.removed_reason}"
+        removed += f", last {when_utc(session.removed_at)} by {session.removed_reason}"
     facts = {
         "status": f"{session.status}{', on hold' if session.hold else ''}",
         "tenant, owner": f"{session.tenant}, {session.owner}",
-        "created": when(session.created_at),
-        "updated": when(session.updated_at),
-        "ended": when(session.ended_at),
-        "last event": when(session.last_event_at),
+        "created": when_utc(session.created_at),
+        "updated": when_utc(session.updated_at),
+        "ended": when_utc(session.ended_at),
+        "last event": when_utc(session.last_event_at),
         "events": f"{count(session.event_count)}, {size(session.retained_bytes)}, seq {retained}",
         "removed": removed,
         "cap": "that of the policy" if session.max_events is None else cap_words(session.max_events),

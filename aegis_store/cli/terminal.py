@@ -122,6 +122,11 @@ def when(moment: datetime | None) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S") if moment else "-"
 
 
+def when_utc(moment: datetime | None) -> str:
+    """The same where no heading says in which zone."""
+    return f"{when(moment)} UTC" if moment else "-"
+
+
 def age(moment: datetime) -> str:
     """How long ago, in the largest unit that fits: 5s, 3m, 2h, 14d."""
     seconds = max(int((datetime.now(UTC) - moment).total_seconds()), 0)

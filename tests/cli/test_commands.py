@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -69,6 +70,21 @@ def test_inspect_a_session_shows_its_record(run: Run, filled: Path) -> None:
     done = run("inspect", "run-1", "--db", str(filled))
     assert "25, " in done.stdout
     assert "seq 1 to 25" in done.stdout
+
+
+def test_times_in_inspect_say_that_they_are_utc(run: Run, filled: Path) -> None:
+    run("prune", "--yes", "--db", str(filled))
+    assert re.search(r"last prune +[0-9-]+ [0-9:]+ UTC, done", run("inspect", "--db", str(filled)).stdout)
+    done = run("inspect", "run-2", "--db", str(filled))
+    times = re.findall(r"[0-9-]{10} [0-9:]{8}(.{4})", done.stdout)
+    assert times == [" UTC"] * 5  # created, updated, ended, last event, removed
+
+
+def test_an_empty_file_is_told_in_one_piece_of_advice(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "aegis.db").touch()
+    told = run("inspect").stderr
+    assert "is damaged (the file is empty): it was left as it is; restore a backup, or remove it if nothing was ever" in told
+    assert "keep a copy" not in told
 
 
 def test_the_store_is_named_before_the_command_after_it_or_by_the_environment(run: Run, filled: Path) -> None:
