@@ -31,6 +31,8 @@ def reclaim(
 ) -> None:
     """Give the room that pruning freed back to the disk, in small steps beside running writers. Removes no events.
 
+    Reads the store to its end first, which --max-seconds does not count: one that is damaged is refused, and left as it is.
+
     Example: aegis-store prune --yes, then aegis-store reclaim
     """
     from aegis_store.errors import InvalidInput
@@ -51,6 +53,7 @@ def _reclaim(context: typer.Context, db: str | None, max_seconds: float | None, 
         return store.reclaim(
             max_seconds=max_seconds,
             free_ratio=free_ratio,
+            check=True,
             on_progress=lambda done, pages: bar.update(task, completed=done, total=pages),
         )
 

@@ -85,13 +85,20 @@ class Retention(OpenStore):
             return runs.history(conn, limit)
 
     def reclaim(
-        self, *, max_seconds: float | None = None, free_ratio: float = 0.0, on_progress: OnReclaimed | None = None
+        self,
+        *,
+        max_seconds: float | None = None,
+        free_ratio: float = 0.0,
+        check: bool = False,
+        on_progress: OnReclaimed | None = None,
     ) -> ReclaimReport:
         """Give the pages that pruning freed back to the disk, in steps of a few ms that let writers through.
 
         Until free pages are `free_ratio` (0 to 1) of the file or less, or `max_seconds` are over. The report says how large
         the file was and is, and whether that was reached: a reader that stays in one place can hold the file's end.
-        `on_progress` is called with (pages given back, pages to give back). Interrupted, what was given back stays so.
-        What is left of pages that are partly filled, `EventStore.compact` packs. Raises `InvalidInput`.
+        `check` reads the whole file first, for which no one waits, and raises `StoreCorrupt` before a page of a damaged store
+        is moved; `max_seconds` does not count it. `on_progress` is called with (pages given back, pages to give back).
+        Interrupted, what was given back stays so. What is left of pages that are partly filled, `EventStore.compact` packs.
+        Raises `InvalidInput`.
         """
-        return reclaim(self._db, max_seconds=max_seconds, free_ratio=free_ratio, on_progress=on_progress)
+        return reclaim(self._db, max_seconds=max_seconds, free_ratio=free_ratio, check=check, on_progress=on_progress)

@@ -111,6 +111,19 @@ def test_values_that_cannot_be_are_wrong_usage_and_change_nothing(run: Run, prun
     assert pruned.read_bytes() == before
 
 
+@pytest.mark.parametrize("options", [[], ["--max-seconds", "5"], ["--json"], ["--compact"]], ids=" ".join)
+def test_a_damaged_store_is_refused_and_left_as_it_was(run: Run, pruned: Path, options: list[str]) -> None:
+    EventStore.compact(pruned)
+    with pruned.open("r+b") as file:  # pages of events, none of which has to move
+        file.seek(pruned.stat().st_size // 2)
+        file.write(b"\xa5" * 100_000)
+    before = pruned.read_bytes()
+    done = run("reclaim", *options)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (5, "", 1)
+    assert "is damaged" in done.stderr
+    assert pruned.read_bytes() == before
+
+
 @pytest.mark.parametrize("options", [[], ["--compact"]], ids=["reclaim", "compact"])
 def test_a_store_that_is_not_there_is_not_created(run: Run, tmp_path: Path, options: list[str]) -> None:
     done = run("reclaim", *options)
