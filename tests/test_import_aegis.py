@@ -270,6 +270,14 @@ def test_what_was_pruned_since_does_not_return(open_store: OpenStore, write: Wri
     assert reopened.get_session("s").event_count == 0
 
 
+def test_a_session_that_was_deleted_here_is_counted_as_such_and_stays_away(store: EventStore, write: Write) -> None:
+    file = write([session_record()], events_of("s", 1, 2))
+    store.import_aegis(file)
+    store.delete_session("s")
+    assert store.import_aegis(file) == ImportReport(sessions_deleted=1, events_pruned=2)
+    assert store.list_sessions().sessions == []
+
+
 def test_after_a_prune_the_files_newer_events_are_added(open_store: OpenStore, write: Write) -> None:
     open_store().import_aegis(write([session_record(status="closed")], events_of("s", 1, 2)))
     reopened = open_store()

@@ -133,6 +133,8 @@ def _facts(report: "BroughtIn") -> dict[str, str]:
     }
     if report.events_capped:
         facts["over the cap"] = f"{plural(report.events_capped, 'event')} went again, the oldest first"
+    if report.sessions_deleted:
+        facts["deleted here"] = f"{plural(report.sessions_deleted, 'session')}, not brought back: import into another store"
     if report.events_pruned:
         facts["pruned before"] = f"{plural(report.events_pruned, 'event')}, which do not return"
     return facts

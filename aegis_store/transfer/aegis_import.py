@@ -71,7 +71,7 @@ def _bring_session(conn: Connection, record: dict[str, Json], events: Iterator[J
         counts.events_pruned += 1
         first = next(events, None)
     if grave and first is None:
-        counts.sessions_unchanged = 1
+        counts.sessions_deleted = 1
         report.add(counts)
         return
     if standing is None:

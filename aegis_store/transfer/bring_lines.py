@@ -266,7 +266,7 @@ class _Writing:
         standing = _standing(self._conn, line.session_id)
         grave = grave_of(self._conn, values) if standing is None else {}
         if grave and line.last_seq <= grave["last_seq"]:
-            outcome = "sessions_unchanged"
+            outcome = "sessions_deleted"
         elif standing is None:
             _insert_session(self._db, self._conn, {**values, **grave})
             outcome = "sessions_added"
@@ -295,7 +295,7 @@ class _Writing:
         if known is None:
             row = _standing(self._conn, session_id)
             if row is None:
-                if entry.outcome != "sessions_unchanged":
+                if entry.outcome not in ("sessions_unchanged", "sessions_deleted"):
                     raise Refused("it was deleted from the store")
                 return None
             known = self._states[entry.number] = _State(row, row.last_seq)

@@ -37,12 +37,14 @@ class BroughtIn:
     """What came in.
 
     `events_added` counts what was written, of which `events_capped` went again at once because of the session's cap.
-    `events_standing` were in the store already, equal; `events_pruned` were once, and do not return.
+    `events_standing` were in the store already, equal; `events_pruned` were once, and do not return. `sessions_deleted` were
+    deleted or forgotten here, the file has nothing newer of them, and they do not return either.
     """
 
     sessions_added: int = 0
     sessions_updated: int = 0
     sessions_unchanged: int = 0
+    sessions_deleted: int = 0
     events_added: int = 0
     events_capped: int = 0
     events_standing: int = 0

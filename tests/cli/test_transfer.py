@@ -67,6 +67,19 @@ def test_an_imported_session_on_hold_is_not_pruned(run: Run, filled: Path, tmp_p
         assert store.get_session("run-2").event_count == 3
 
 
+def test_a_session_that_was_deleted_here_is_told_not_to_be_brought_back(run: Run, filled: Path) -> None:
+    run("prune", "--yes", "--archive", "old", "--db", str(filled))
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.delete_session("run-2")
+    (archived,) = (filled.parent / "old").iterdir()
+    done = run("import", str(archived), "--db", str(filled))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0 added, 0 updated, 0 as they were" in done.stdout
+    assert "deleted here   1 session, not brought back: import into another store" in done.stdout
+    report = printed(run("import", str(archived), "--db", str(filled), "--json"))
+    assert (report["sessions_deleted"], report["sessions_unchanged"], report["events_pruned"]) == (1, 0, 3)
+
+
 def test_refused_sessions_are_named_and_the_exit_code_says_so(run: Run, filled: Path, tmp_path: Path) -> None:
     run("export", "out.jsonl", "--db", str(filled))
     with EventStore.open(tmp_path / "copy.db") as store:
