@@ -69,10 +69,19 @@ def import_lines(
     """
     from aegis_store.cli import exits
     from aegis_store.cli.terminal import progress, show_facts, show_json
+    from aegis_store.retention.stored import policy_from_fields
+    from aegis_store.transfer.line_order import check
 
-    with open_to_change(context, db, create=True) as store, progress(transfer=True) as bar:
+    with progress(transfer=True) as bar:
         task = bar.add_task("Checking, then writing", total=None)
-        report = store.import_lines(file, hold=hold, on_bytes=lambda done, total: bar.update(task, completed=done, total=total))
+
+        def tell(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        # In this order: a file that cannot be read makes no store.
+        policy_from_fields(check(file, tell).get("policy"), file)
+        with open_to_change(context, db, create=True) as store:
+            report = store.import_lines(file, hold=hold, on_bytes=tell)
     if as_json:
         show_json(asdict(report))
     else:
@@ -97,15 +106,16 @@ def import_aegis(
     """
     from aegis_store.cli import exits
     from aegis_store.cli.terminal import progress, show_json
+    from aegis_store.transfer.aegis_file import staged
 
-    with open_to_change(context, db, create=True) as store, progress(transfer=True) as bar:
-        reading = bar.add_task("Reading the file", total=None)
-        writing = bar.add_task("Writing sessions", total=None)
-        report = store.import_aegis(
-            file,
-            on_bytes=lambda done, total: bar.update(reading, completed=done, total=total),
-            on_sessions=lambda done, total: bar.update(writing, completed=done, total=total),
-        )
+    with progress(transfer=True) as bar:
+        reading, writing = (bar.add_task(step, total=None) for step in ("Reading the file", "Writing sessions"))
+        # In this order: a file that cannot be read makes no store.
+        with (
+            staged(file, lambda done, total: bar.update(reading, completed=done, total=total)) as state,
+            open_to_change(context, db, create=True) as store,
+        ):
+            report = store.import_aegis(state, on_sessions=lambda done, total: bar.update(writing, completed=done, total=total))
     if as_json:
         show_json(asdict(report))
     else:

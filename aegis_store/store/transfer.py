@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 
 from aegis_store.events import Json
 from aegis_store.retention import limits
 from aegis_store.retention.stored import policy_from_fields, policy_to_fields
 from aegis_store.store.base import OpenStore
-from aegis_store.transfer.aegis_file import OnBytes, staged
+from aegis_store.transfer.aegis_file import OnBytes, StagedState, staged
 from aegis_store.transfer.aegis_import import ImportReport, OnSessions
 from aegis_store.transfer.aegis_import import bring_in as bring_aegis_in
 from aegis_store.transfer.bring_lines import LinesReport, bring_in
@@ -59,12 +60,13 @@ class Transfer(OpenStore):
 
     def import_aegis(
         self,
-        file: str | os.PathLike[str],
+        file: str | os.PathLike[str] | StagedState,
         *,
         on_bytes: OnBytes | None = None,
         on_sessions: OnSessions | None = None,
     ) -> ImportReport:
-        """Import a state file of the orchestrator that this store replaces: JSON of `version: 1`, plain or gzip.
+        """Import a state file of the orchestrator that this store replaces: JSON of `version: 1`, plain or gzip, or one
+        that `staged` has read already.
 
         The file is first read to its end, in flat memory; then each session comes in with its events, in one transaction,
         whole or not at all. Seq, times, ids, tenant and owner are kept, other fields of a session go to its metadata. Over the
@@ -77,5 +79,5 @@ class Transfer(OpenStore):
         far are in, and importing again does the rest.
         """
         self._db.check_writable()
-        with staged(file, on_bytes) as state:
+        with nullcontext(file) if isinstance(file, StagedState) else staged(file, on_bytes) as state:
             return bring_aegis_in(self._db, state, on_sessions)

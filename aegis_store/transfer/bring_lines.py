@@ -19,6 +19,7 @@ from aegis_store.line_reader import EventLine, LinesReader, SessionLine
 from aegis_store.schema import event, session, store
 from aegis_store.sqlite_errors import ConstraintRefused
 from aegis_store.transfer.ledger import Entry, Ledger, ledger
+from aegis_store.transfer.line_order import LineOrder
 from aegis_store.transfer.line_rows import Ready, batches
 from aegis_store.transfer.standing import REFUSING, BroughtIn, Refused, bring_event, check_scope, compare_event, grave_of
 
@@ -95,9 +96,7 @@ def _check(db: Database, reader: LinesReader, notes: Ledger, hold: bool, on_byte
                 checking.take(ready)
         if on_bytes is not None:
             on_bytes(reader.bytes_read, 2 * reader.size_bytes)
-    lacking = notes.incomplete()
-    if lacking is not None:
-        raise reader.rejected(f"events {lacking.next_seq} to {lacking.last_seq} of this session are missing", lacking.number)
+    LineOrder(reader, notes).end()
 
 
 class _Checking:
@@ -105,7 +104,7 @@ class _Checking:
 
     def __init__(self, conn: Connection, reader: LinesReader, notes: Ledger) -> None:
         self._conn = conn
-        self._reader = reader
+        self._order = LineOrder(reader, notes)
         self._notes = notes
 
     def take(self, ready: Ready) -> None:
@@ -125,16 +124,10 @@ class _Checking:
                     _check_grave(grave_of(self._conn, ready.values), ready.values)
             except Refused as refused:
                 reason = str(refused)
-        if not self._notes.enter(line, standing, reason):
-            raise self._reader.rejected(f"session {shown(line.session_id)} stands twice", line.number)
+        self._order.take_session(line, standing, reason)
 
     def _take_event(self, line: EventLine, ready: Ready) -> None:
-        entry = self._notes.entry(line.session_id)
-        if entry is None:
-            raise self._reader.rejected(f"an event of session {shown(line.session_id)}, which no line above names", line.number)
-        if line.seq != entry.next_seq or line.seq > entry.last_seq:
-            raise self._reader.rejected(_disorder(line, entry), line.number)
-        self._notes.advance(entry.number)
+        entry = self._order.take_event(line)
         if entry.reason is not None:
             return
         try:
@@ -154,15 +147,6 @@ class _Checking:
                 _check_id(self._conn, entry.store_id, line.seq, event_id)
         elif line.seq >= (entry.store_first_seq or 0):
             compare_event(self._conn, entry.store_id, line.seq, prepared)
-
-
-def _disorder(line: EventLine, entry: Entry) -> str:
-    whose = f"seq {line.seq} of session {shown(line.session_id)}"
-    if line.seq < entry.next_seq:
-        return f"{whose} stands twice, or too late"
-    if entry.next_seq > entry.last_seq:
-        return f"{whose}, of which the file should hold no event after {entry.last_seq}"
-    return f"a gap: {whose}, where {entry.next_seq} should come"
 
 
 def _check_standing(conn: Connection, standing: Row[Any], values: Mapping[str, Any]) -> None:

@@ -118,6 +118,45 @@ def test_what_cannot_be_done_is_one_line_and_an_exit_code(
     assert (tmp_path / "taken.jsonl").read_text() == "mine\n"
 
 
+HEADER = '{"format": "aegis-store", "version": 1, "policy": null}\n'
+
+
+@pytest.mark.parametrize(
+    ("command", "content"),
+    [
+        ("import", "mine\n"),
+        ("import", HEADER),
+        ("import", HEADER.replace("null", '{"max_events": 0}') + '{"end": {"sessions": 0, "events": 0}}\n'),
+        ("import", HEADER + '{"end": {"sessions": 1, "events": 0}}\n'),
+        ("import-aegis", '{"version": 1, "sess'),
+        ("import-aegis", '{"version": 2, "sessions": [], "events": []}'),
+    ],
+    ids=["no export", "cut off", "no policy", "no session", "cut off state", "another version"],
+)
+def test_a_file_that_cannot_be_read_leaves_no_store_where_there_was_none(
+    run: Run, tmp_path: Path, command: str, content: str
+) -> None:
+    (tmp_path / "in.file").write_text(content)
+    done = run(command, "in.file", "--db", "new/store.db")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (7, "", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.file"]
+
+
+def test_a_file_with_events_out_of_order_leaves_no_store_and_leaves_one_that_stands(
+    run: Run, filled: Path, tmp_path: Path
+) -> None:
+    run("export", "out.jsonl", "--db", str(filled))
+    lines = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "odd.jsonl").write_text("".join([*lines[:3], *lines[4:]]))
+    before = filled.read_bytes()
+    for db in ("new.db", str(filled)):
+        done = run("import", "odd.jsonl", "--db", db)
+        assert (done.returncode, done.stdout) == (7, "")
+        assert "(line 4)" in done.stderr
+    assert not (tmp_path / "new.db").exists()
+    assert filled.read_bytes() == before
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
 @pytest.mark.parametrize(("command", "shown"), [("export", b"Writing events"), ("import", b"Checking, then writing")])
 def test_progress_is_shown_on_a_terminal(run: Run, filled: Path, tmp_path: Path, command: str, shown: bytes) -> None:
