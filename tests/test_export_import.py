@@ -1323,13 +1323,14 @@ def test_the_policy_of_the_file_is_told_before_anything_is_written(
     export_from(store, tmp_path / "out.jsonl", policy={"max_events": 9})
     seen: list[Any] = []
 
-    def adopt(policy: Any) -> None:
+    def adopt(policy: Any) -> bool:
         seen.append((policy, content(target)))
         target.set_retention_policy(RetentionPolicy(max_events=9))
+        return True
 
     report = import_into(target, tmp_path / "out.jsonl", on_checked=adopt)
     assert seen == [({"max_events": 9}, ([], []))]
-    assert report == LinesReport(sessions_added=1, events_added=5, policy={"max_events": 9})
+    assert report == LinesReport(sessions_added=1, events_added=5, policy={"max_events": 9}, policy_adopted=True)
 
 
 def test_of_a_rejected_file_the_policy_is_not_told(store: EventStore, write: Write) -> None:
@@ -1341,7 +1342,11 @@ def test_of_a_rejected_file_the_policy_is_not_told(store: EventStore, write: Wri
 
 
 def meanwhile(store: EventStore, write: Write, act: Callable[[], object], *given: Any) -> LinesReport:
-    return import_into(store, write(*(given or GOOD)), on_checked=lambda policy: act())
+    def on_checked(policy: Any) -> bool:
+        act()
+        return False
+
+    return import_into(store, write(*(given or GOOD)), on_checked=on_checked)
 
 
 def test_a_session_that_another_tenant_takes_meanwhile_is_refused(store: EventStore, write: Write) -> None:
@@ -1417,8 +1422,9 @@ def test_a_file_that_changes_while_it_is_imported_is_told(store: EventStore, wri
     file = write(*GOOD)
     texts = {"cut": "", "garbage": "x" * 9, "another session": json.dumps(session_line("x"))}
 
-    def act(policy: Any) -> None:
+    def act(policy: Any) -> bool:
         file.write_text(f"{json.dumps(HEADER)}\n{texts[change]}\n")
+        return False
 
     with pytest.raises(StoreUnavailable, match="the file changed while it was imported"):
         bring_lines.bring_in(store._db, file, on_checked=act)

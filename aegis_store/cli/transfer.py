@@ -2,14 +2,16 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aegis_store.cli.options import AsJson, Db, open_to_change, open_to_look, place_of
 
 if TYPE_CHECKING:
+    from aegis_store.retention.policy import RetentionPolicy
     from aegis_store.transfer.aegis_import import ImportReport
+    from aegis_store.transfer.bring_lines import LinesReport
     from aegis_store.transfer.standing import BroughtIn, Refusal
 
 
@@ -63,11 +65,13 @@ def import_lines(
     """Import sessions from a file of JSON lines, as `export` writes it.
 
     All of the file is checked before anything is written. Sessions that contradict the store are named and left out. Run
-    again, also after an interruption, it adds what is new in the file and nothing twice.
+    again, also after an interruption, it adds what is new in the file and nothing twice. A store that holds no session and has
+    the default policy takes over the policy of the file, and the output says so.
 
     Example: aegis-store import agents.jsonl.zst --db copy.db
     """
     from aegis_store.cli import exits
+    from aegis_store.cli.look import policy_words
     from aegis_store.cli.terminal import progress, show_facts, show_json
     from aegis_store.retention.stored import policy_from_fields
     from aegis_store.transfer.line_order import check
@@ -79,13 +83,14 @@ def import_lines(
             bar.update(task, completed=done, total=total)
 
         # In this order: a file that cannot be read makes no store.
-        policy_from_fields(check(file, tell).get("policy"), file)
+        policy = policy_from_fields(check(file, tell).get("policy"), file)
         with open_to_change(context, db, create=True) as store:
             report = store.import_lines(file, hold=hold, on_bytes=tell)
     if as_json:
-        show_json(asdict(report))
+        show_json(_lines_fields(report, policy))
     else:
-        show_facts(_facts(report), title=f"Imported into {place_of(context, db)}")
+        adopted = {"policy": f"that of the file now: {policy_words(policy)}"} if policy and report.policy_adopted else {}
+        show_facts({**_facts(report), **adopted}, title=f"Imported into {place_of(context, db)}")
         _show_refused(report.refused)
     return exits.NOT_ALL_IMPORTED if report.refused else exits.DONE
 
@@ -121,6 +126,13 @@ def import_aegis(
     else:
         _show(report, place_of(context, db))
     return exits.NOT_ALL_IMPORTED if report.refused else exits.DONE
+
+
+def _lines_fields(report: "LinesReport", policy: "RetentionPolicy | None") -> dict[str, Any]:
+    """The report, with the policy of the file under the names that all commands use."""
+    from aegis_store.cli.look import policy_fields
+
+    return {**asdict(report), "policy": policy and policy_fields(policy)}
 
 
 def _show(report: "ImportReport", place: str) -> None:

@@ -108,14 +108,18 @@ def set_policy(db: Database, policy: RetentionPolicy) -> None:
                 return
 
 
-def adopt(db: Database, policy: RetentionPolicy | None) -> None:
-    """Put `policy` in force if the store holds no session, and its own policy is still that of a new store."""
-    if policy is None:
-        return
+def adopt(db: Database, policy: RetentionPolicy | None) -> bool:
+    """Put `policy` in force if the store holds no session, and its own policy is still that of a new store.
+
+    Whether that changed anything.
+    """
+    if policy is None or policy == RetentionPolicy():
+        return False
     with db.write() as conn:
         is_new = conn.execute(select(session.c.id).limit(1)).first() is None and policy_in_force(conn) == RetentionPolicy()
         if is_new:
             _put_in_force(conn, _stored(policy))
+    return is_new
 
 
 def _put_in_force(conn: Connection, values: dict[str, Any]) -> None:

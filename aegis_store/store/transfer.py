@@ -46,15 +46,15 @@ class Transfer(OpenStore):
         and events come in exactly as they were (positions are new, and keep their order). What the store has already must be
         equal and is not written again; what was pruned or deleted does not return; over its cap the newest events stay. A
         session that contradicts the store is named in the report with the reason and left out. A store that holds no session
-        and still has the policy of a new one takes over that of the file. `hold` puts the sessions on hold, so that no prune
-        touches them. `on_bytes` is called with (bytes read, bytes to read).
+        and still has the policy of a new one takes over that of the file, and the report says so. `hold` puts the sessions
+        on hold, so that no prune touches them. `on_bytes` is called with (bytes read, bytes to read).
 
         Raises `ImportRejected`, with the line, for a malformed or cut-off file: nothing was written. Interrupted, import
         again: the rest comes in.
         """
 
-        def adopt(fields: Mapping[str, Json] | None) -> None:
-            limits.adopt(self._db, policy_from_fields(fields, file))
+        def adopt(fields: Mapping[str, Json] | None) -> bool:
+            return limits.adopt(self._db, policy_from_fields(fields, file))
 
         return bring_in(self._db, file, hold=hold, on_bytes=on_bytes, on_checked=adopt)
 

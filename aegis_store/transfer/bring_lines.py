@@ -26,15 +26,19 @@ from aegis_store.transfer.standing import REFUSING, BroughtIn, Refused, bring_ev
 OnBytes = Callable[[int, int], None]
 """Called with (bytes read so far, bytes to read). The file is read twice, so that is twice its size."""
 
-OnChecked = Callable[[Mapping[str, Json] | None], None]
-"""Called with the policy in the file, if it has one, when the file was found good and nothing of it is written yet."""
+OnChecked = Callable[[Mapping[str, Json] | None], bool]
+"""Called with the policy in the file, if it has one, when the file was found good and nothing of it is written yet. Whether
+that is now the policy of the store."""
 
 
 @dataclass(slots=True, kw_only=True)
 class LinesReport(BroughtIn):
-    """What an import did. `policy` is what the file says of the policy of the store that it came from."""
+    """What an import did. `policy` is what the file says of the policy of the store that it came from; `policy_adopted`:
+    this store was new, and has taken it over.
+    """
 
     policy: Mapping[str, Json] | None = None
+    policy_adopted: bool = False
 
 
 def bring_in(
@@ -62,11 +66,10 @@ def bring_in(
     db.check_writable()
     with LinesReader(file) as reader, ledger() as notes:
         _check(db, reader, notes, hold, on_bytes)
-        if on_checked is not None:
-            on_checked(reader.header.get("policy"))
+        adopted = on_checked is not None and on_checked(reader.header.get("policy"))
         with db.read() as conn:
             _refuse_oversized(conn, notes)
-        report = LinesReport(policy=reader.header.get("policy"))
+        report = LinesReport(policy=reader.header.get("policy"), policy_adopted=adopted)
         try:
             _write(db, reader, notes, hold, report, on_bytes)
         except ImportRejected as error:

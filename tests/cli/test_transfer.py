@@ -67,6 +67,19 @@ def test_an_imported_session_on_hold_is_not_pruned(run: Run, filled: Path, tmp_p
         assert store.get_session("run-2").event_count == 3
 
 
+def test_an_import_says_that_it_took_over_the_policy_of_the_file(run: Run, filled: Path) -> None:
+    policy = {"--max-age": "30d", "--max-total-bytes": "2GiB"}
+    run("policy", "set", *(word for pair in policy.items() for word in pair), "--db", str(filled))
+    run("export", "out.jsonl", "--db", str(filled))
+    told = " ".join(run("import", "out.jsonl", "--db", "new.db").stdout.split())
+    assert "policy that of the file now: 1,000 events a session, no older than 30d" in told
+    assert "that of the file" not in run("import", "out.jsonl", "--db", "new.db").stdout  # it has sessions now
+    assert printed(run("import", "out.jsonl", "--db", "new.db", "--json"))["policy_adopted"] is False
+    report = printed(run("import", "out.jsonl", "--db", "newer.db", "--json"))
+    assert report["policy_adopted"] is True
+    assert report["policy"] == printed(run("policy", "show", "--db", "newer.db", "--json"))
+
+
 def test_a_session_that_was_deleted_here_is_told_not_to_be_brought_back(run: Run, filled: Path) -> None:
     run("prune", "--yes", "--archive", "old", "--db", str(filled))
     with EventStore.open(filled, prune_on_open=False) as store:
