@@ -250,7 +250,9 @@ def budget_words(health: "Health") -> str:
 def health_fields(health: "Health") -> dict[str, Any]:
     from dataclasses import asdict
 
-    return {**asdict(health), "ok": health.ok, "budget_used": health.budget_used}
+    found = asdict(health)
+    found["maintain_every_s"] = _seconds(found.pop("maintain_every"))
+    return {**found, "ok": health.ok, "budget_used": health.budget_used}
 
 
 def session_fields(session: "Session") -> dict[str, Any]:

@@ -80,6 +80,15 @@ def test_an_import_says_that_it_took_over_the_policy_of_the_file(run: Run, fille
     assert report["policy"] == printed(run("policy", "show", "--db", "newer.db", "--json"))
 
 
+def test_no_json_names_a_duration_in_other_units_than_seconds(run: Run, filled: Path) -> None:
+    run("export", "out.jsonl", "--db", str(filled))
+    imported = printed(run("import", "out.jsonl", "--db", "new.db", "--json"))["policy"]
+    inspected = printed(run("inspect", "--db", "new.db", "--json"))
+    assert imported == inspected["policy"]
+    assert {"max_age_s", "terminal_grace_s", "forget_sessions_after_s"} <= imported.keys()
+    assert "maintain_every_s" in inspected["health"]
+
+
 def test_a_session_that_was_deleted_here_is_told_not_to_be_brought_back(run: Run, filled: Path) -> None:
     run("prune", "--yes", "--archive", "old", "--db", str(filled))
     with EventStore.open(filled, prune_on_open=False) as store:
