@@ -42,6 +42,12 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
+def shown_path(path: str) -> str:
+    """A path likewise, shortened at its start: its end tells files of one directory apart."""
+    text = repr(path)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"'…{text[-_SHOWN_CHARACTERS:]}"
+
+
 class AegisStoreError(Exception):
     """The base of all errors of this package. No other exception of the database reaches a caller."""
 
@@ -259,7 +265,7 @@ class FileUnavailable(AegisStoreError):
     def __init__(self, *, file: str, detail: str) -> None:
         self.file = file
         self.detail = detail
-        super().__init__(f"cannot write {shown(file)}: {detail}")
+        super().__init__(f"cannot write {shown_path(file)}: {detail}")
 
 
 class NotAnAegisStore(AegisStoreError):
@@ -304,10 +310,15 @@ class SchemaMismatch(AegisStoreError):
 
 
 class ImportRejected(AegisStoreError):
-    """A file to import is malformed or of an unknown format. Nothing of it was imported. `place` says where."""
+    """A file to import is malformed or of an unknown format. Nothing of it was imported. `place` says where.
 
-    def __init__(self, *, file: str, place: str, detail: str) -> None:
+    `others`: how many files were to come in together with it, and did not.
+    """
+
+    def __init__(self, *, file: str, place: str, detail: str, others: int = 0) -> None:
         self.file = file
         self.place = place
         self.detail = detail
-        super().__init__(f"{shown(file)} was not imported: {detail} ({place}); nothing of it was taken")
+        self.others = others
+        together = f", nor of the {others:,} given with it" if others else ""
+        super().__init__(f"{shown_path(file)} was not imported: {detail} ({place}); nothing of it was taken{together}")

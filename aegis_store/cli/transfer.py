@@ -2,13 +2,15 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from aegis_store.cli.options import AsJson, Db, open_to_change, open_to_look, place_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aegis_store.retention.policy import RetentionPolicy
     from aegis_store.transfer.aegis_import import ImportReport
     from aegis_store.transfer.bring_lines import LinesReport
@@ -52,29 +54,30 @@ def export(
 
 def import_lines(
     context: typer.Context,
-    file: Annotated[
-        Path,
-        typer.Argument(help="A file of `export`, or an archive of `prune`.", metavar="FILE", exists=True, dir_okay=False),
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Files of `export`, or archives of `prune`.", metavar="FILE", exists=True, dir_okay=False),
     ],
     hold: Annotated[
-        bool, typer.Option("--hold", help="Put the sessions of the file on hold, so that no prune touches them.")
+        bool, typer.Option("--hold", help="Put the sessions of the files on hold, so that no prune touches them.")
     ] = False,
     db: Db = None,
     as_json: AsJson = False,
 ) -> int:
-    """Import sessions from a file of JSON lines, as `export` writes it.
+    """Import sessions from files of JSON lines, as `export` writes them. With --json, one report a file and line.
 
-    All of the file is checked before anything is written. Sessions that contradict the store are named and left out. Run
-    again, also after an interruption, it adds what is new in the file and nothing twice. A store that holds no session and has
-    the default policy takes over the policy of the file, and the output says so.
+    All files are checked to their end before anything is written: if one cannot be read, none is imported. (Without the older
+    events of a session its newer ones could come in, and the older ones not any more.) They come in by the time at which they
+    were written, in whatever order they are given.
 
-    Example: aegis-store import agents.jsonl.zst --db copy.db
+    Sessions that contradict the store are named and left out. Run again, also after an interruption, it adds what is new in
+    the files and nothing twice. A store that holds no session and has the default policy takes over the policy of the file,
+    and the output says so.
+
+    Example: aegis-store import old-events/*.jsonl.gz --db copy.db
     """
     from aegis_store.cli import exits
-    from aegis_store.cli.look import policy_words
-    from aegis_store.cli.terminal import progress, show_facts, show_json
-    from aegis_store.retention.stored import policy_from_fields
-    from aegis_store.transfer.line_order import check
+    from aegis_store.cli.terminal import progress, show_json
 
     with progress(transfer=True) as bar:
         task = bar.add_task("Checking, then writing", total=None)
@@ -82,17 +85,67 @@ def import_lines(
         def tell(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        # In this order: a file that cannot be read makes no store.
-        policy = policy_from_fields(check(file, tell).get("policy"), file)
+        checked = _checked(files, tell)  # before the store is opened: a file that cannot be read makes none
         with open_to_change(context, db, create=True) as store:
-            report = store.import_lines(file, hold=hold, on_bytes=tell)
+            reports = [store.import_lines(each.file, hold=hold, on_bytes=tell) for each in checked]
     if as_json:
-        show_json(_lines_fields(report, policy))
+        for each, report in zip(checked, reports, strict=True):
+            show_json(_lines_fields(each, report))
     else:
-        adopted = {"policy": f"that of the file now: {policy_words(policy)}"} if policy and report.policy_adopted else {}
-        show_facts({**_facts(report), **adopted}, title=f"Imported into {place_of(context, db)}")
-        _show_refused(report.refused)
-    return exits.NOT_ALL_IMPORTED if report.refused else exits.DONE
+        _show_lines(checked, reports, place_of(context, db))
+    return exits.NOT_ALL_IMPORTED if any(report.refused for report in reports) else exits.DONE
+
+
+class _Checked(NamedTuple):
+    """A file that was found good, and the policy that it brings."""
+
+    written_at: str
+    file: Path
+    policy: "RetentionPolicy | None"
+
+
+def _checked(files: list[Path], tell: "Callable[[int, int], None]") -> list[_Checked]:
+    """The files, those that were written first before the others. Raises `ImportRejected` for the first that is not good."""
+    from aegis_store.errors import ImportRejected
+    from aegis_store.retention.stored import policy_from_fields
+    from aegis_store.transfer.line_order import check
+
+    found = []
+    for file in dict.fromkeys(files):
+        try:
+            header = check(file, tell)
+            found.append(_Checked(str(header.get("written_at")), file, policy_from_fields(header.get("policy"), file)))
+        except ImportRejected as error:
+            others = len(set(files)) - 1
+            raise ImportRejected(file=error.file, place=error.place, detail=error.detail, others=others) from None
+    return sorted(found, key=lambda each: each.written_at)
+
+
+def _lines_fields(checked: _Checked, report: "LinesReport") -> dict[str, Any]:
+    """The report, with the policy of the file under the names that all commands use."""
+    from aegis_store.cli.look import policy_fields
+
+    policy = checked.policy and policy_fields(checked.policy)
+    return {"file": str(checked.file), **asdict(report), "policy": policy}
+
+
+def _show_lines(checked: list[_Checked], reports: "list[LinesReport]", place: str) -> None:
+    """All of them in one summary. What was refused names its file, if there are several."""
+    from aegis_store.cli.look import policy_words
+    from aegis_store.cli.terminal import plural, show_facts
+    from aegis_store.transfer.standing import BroughtIn, Refusal
+
+    several = len(checked) > 1
+    total, adopted = BroughtIn(), {}
+    for each, report in zip(checked, reports, strict=True):
+        total.add(report)
+        where = f" ({each.file.name})" if several else ""
+        total.refused += [Refusal(session_id=r.session_id, reason=f"{r.reason}{where}") for r in report.refused]
+        if report.policy_adopted and each.policy:
+            adopted["policy"] = f"that of the file now: {policy_words(each.policy)}"
+    what = f"{plural(len(checked), 'file')} " if several else ""
+    show_facts({**_facts(total), **adopted}, title=f"Imported {what}into {place}")
+    _show_refused(total.refused)
 
 
 def import_aegis(
@@ -126,13 +179,6 @@ def import_aegis(
     else:
         _show(report, place_of(context, db))
     return exits.NOT_ALL_IMPORTED if report.refused else exits.DONE
-
-
-def _lines_fields(report: "LinesReport", policy: "RetentionPolicy | None") -> dict[str, Any]:
-    """The report, with the policy of the file under the names that all commands use."""
-    from aegis_store.cli.look import policy_fields
-
-    return {**asdict(report), "policy": policy and policy_fields(policy)}
 
 
 def _show(report: "ImportReport", place: str) -> None:

@@ -89,6 +89,56 @@ def test_no_json_names_a_duration_in_other_units_than_seconds(run: Run, filled: 
     assert "maintain_every_s" in inspected["health"]
 
 
+@pytest.fixture
+def archives(run: Run, filled: Path) -> list[str]:
+    """Three archives, which belong in this order: two of run-1, of two prunes, and one of run-2 between them."""
+    run("prune", "--yes", "--archive", "old", "--db", str(filled))
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.set_status("run-1", "closed")
+    run("prune", "--yes", "--archive", "old", "--db", str(filled))
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.set_status("run-1", "running")
+        store.append("run-1", "hook", {"n": 3})
+        store.set_status("run-1", "closed")
+    run("prune", "--yes", "--archive", "old", "--db", str(filled))
+    return sorted(str(file) for file in (filled.parent / "old").iterdir())
+
+
+def test_several_files_come_in_at_once_in_the_order_of_their_writing(run: Run, archives: list[str], tmp_path: Path) -> None:
+    assert len(archives) == 3
+    done = run("import", *reversed(archives), archives[0], "--db", "copy.db")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Imported 3 files into copy.db" in done.stdout
+    assert "2 added, 1 updated, 0 as they were" in done.stdout
+    assert "7 added, 0 there already" in done.stdout
+    with EventStore.open(tmp_path / "copy.db", read_only=True) as store:
+        assert [event.payload["n"] for event in store.read("run-1").events] == [0, 1, 2, 3]
+    done = run("import", *archives, "--db", "copy.db", "--json")
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [report["file"] for report in reports] == archives
+    assert [report["events_standing"] for report in reports] == [3, 3, 1]
+
+
+def test_none_of_several_files_is_imported_if_one_cannot_be_read(run: Run, archives: list[str], tmp_path: Path) -> None:
+    Path(archives[1]).write_bytes(Path(archives[1]).read_bytes()[:-20])
+    done = run("import", *archives, "--db", "copy.db")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (7, "", 1)
+    assert Path(archives[1]).name in done.stderr
+    assert "nothing of it was taken, nor of the 2 given with it" in done.stderr
+    assert not (tmp_path / "copy.db").exists()
+
+
+def test_what_is_refused_of_several_files_is_named_with_its_file(run: Run, archives: list[str], tmp_path: Path) -> None:
+    with EventStore.open(tmp_path / "copy.db") as store:
+        store.create_session("run-2", tenant="other")
+    done = run("import", *archives, "--db", "copy.db")
+    assert (done.returncode, done.stderr) == (7, "")
+    assert "1 session refused" in done.stdout
+    assert Path(archives[0]).name in "".join(done.stdout.split())
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "4 added, 0 there already" in done.stdout
+
+
 def test_a_session_that_was_deleted_here_is_told_not_to_be_brought_back(run: Run, filled: Path) -> None:
     run("prune", "--yes", "--archive", "old", "--db", str(filled))
     with EventStore.open(filled, prune_on_open=False) as store:
