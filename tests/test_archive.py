@@ -157,6 +157,27 @@ def test_a_directory_that_cannot_be_made_stops_the_prune_before_anything_goes(st
     assert store.get_session("s").event_count == 3
 
 
+def test_two_archives_of_the_same_events_bring_each_in_once(
+    store: EventStore, open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, "s", 7)
+    plan, write, others = store.plan_prune(), archiving.Archive.write, []
+
+    def beside_another(archive: archiving.Archive, *args: Any) -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr(archiving.Archive, "write", write)
+            others.append(open_store(prune_on_open=False).prune(plan, archive_dir=tmp_path / "theirs"))
+        return write(archive, *args)
+
+    monkeypatch.setattr(archiving.Archive, "write", beside_another)
+    report = store.prune(plan, archive_dir=tmp_path / "ours")
+    files = [*report.archived, *others[0].archived]
+    assert [Path(file).parent.name for file in files] == ["ours", "theirs"]
+    assert report.events_removed + others[0].events_removed == 7
+    other = open_store(tmp_path / "other.db", prune_on_open=False)
+    assert [other.import_lines(file).events_added for file in files] == [7, 0]
+
+
 @pytest.mark.parametrize("directory", [5, b"archive", "", "arch\0ive"])
 def test_what_is_no_path_is_invalid_input_and_nothing_goes(store: EventStore, directory: Any) -> None:
     fill(store, "s", 3)

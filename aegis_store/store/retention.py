@@ -66,6 +66,7 @@ class Retention(OpenStore):
 
         `archive_dir`: what will go is first written there as compressed JSON lines, one file per run and range of a session,
         synced and read back, and only then removed; `import_lines` reads it. Sessions that were deleted are not archived.
+        Two archiving prunes at once may archive the same events twice; nothing is lost, and importing both brings each in once.
         Raises `InvalidInput` for what is no path, `StoreFull` or `FileUnavailable` if it cannot be written: nothing was removed
         that is not archived.
         """
