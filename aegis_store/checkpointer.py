@@ -37,6 +37,9 @@ class Checkpointer:
     def __init__(self, connect: Callable[[], Any], turn: Callable[[], AbstractContextManager[Any]]) -> None:
         self._connect = connect
         self._turn = turn
+        self.at_work = threading.Lock()
+        """Held while the connection is in use."""
+        self._connection: Any = None
         self._written = threading.Lock()  # released: something was written since the thread looked
         self._written.acquire()
         self._stopped = threading.Event()
@@ -67,22 +70,24 @@ class Checkpointer:
         if self._thread is not None:
             self._thread.join()
 
+    def close_connection(self) -> None:
+        """When the thread has stopped, or is not in this process."""
+        if self._connection is not None:
+            self._connection.close()
+
     def _run(self) -> None:
-        connection: Any = None
-        try:
-            while True:
-                self._written.acquire()
-                if self._stopped.wait(CHECKPOINT_EVERY_S):
-                    return
-                try:
-                    connection = connection or self._connect()
-                    self._keep_log_short(connection)
-                except (driver.dbapi.Error, AegisStoreError) as error:
-                    # What is in the log is safe there. The next write has it tried again.
-                    log.warning("checkpoint put off: %s", error)
-        finally:
-            if connection is not None:
-                connection.close()
+        while True:
+            self._written.acquire()
+            if self._stopped.wait(CHECKPOINT_EVERY_S):
+                return
+            try:
+                with self.at_work:
+                    if self._connection is None:
+                        self._connection = self._connect()
+                    self._keep_log_short(self._connection)
+            except (driver.dbapi.Error, AegisStoreError) as error:
+                # What is in the log is safe there. The next write has it tried again.
+                log.warning("checkpoint put off: %s", error)
 
     def _keep_log_short(self, connection: Any) -> None:
         state = _checkpoint(connection, "NOOP")

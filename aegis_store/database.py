@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, Final, cast
 
 from sqlalchemy import Connection
@@ -49,6 +50,9 @@ class Database:
             QueuePool, _begin_reading, pool_size=4, max_overflow=-1
         )  # no reader waits for another
         self.patience_s = min(LINE_PATIENCE_S, busy_timeout_ms / 2000)
+        self._readers = 0
+        self._readers_lock = threading.Lock()
+        forks.refuse_if_lost(target.path)
         open_here.update([target.path])
         try:
             self._writer = None if read_only else Writer(connections, checkpoints=not _HAS_CHECKPOINTER)
@@ -66,13 +70,19 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """One snapshot: everything read inside belongs to the same moment. Do not yield to a caller inside."""
         self.check_open()
-        with self.errors(), self._engine.connect() as connection:
-            try:
-                with connection.begin():
-                    yield connection
-            finally:
-                if self._closed is not None:  # by another thread, meanwhile: nobody else would close it
-                    connection.detach()
+        with self._readers_lock:
+            self._readers += 1
+        try:
+            with self.errors(), self._engine.connect() as connection:
+                try:
+                    with connection.begin():
+                        yield connection
+                finally:
+                    if self._closed is not None:  # by another thread, meanwhile: nobody else would close it
+                        connection.detach()
+        finally:
+            with self._readers_lock:
+                self._readers -= 1
 
     # Writing
 
@@ -204,16 +214,56 @@ class Database:
                 return
             self._closed = "was closed"
             open_here.subtract([self.target.path])
-            if self._writer is not None:
-                self._writer.close()
-            self._engine.dispose()
+            self._close_connections()
         self.turns.stop()
 
-    def leave_to_parent(self) -> None:
-        """In a forked child: touch nothing of what is the parent's, and say so to whoever tries to use it."""
+    def _close_connections(self) -> None:
+        self._checkpointer.close_connection()
+        if self._writer is not None:
+            self._writer.close()
+        self._engine.dispose()
+
+    # Forks
+
+    @property
+    def path(self) -> Path:
+        return self.target.path
+
+    def pause(self, deadline_s: float) -> bool:
+        """Keep all threads out, by that time: checkpointer, writers, readers. See `forks`."""
+        if self.turns.owner == threading.get_ident():
+            return False  # this very thread forks amid its transaction
+        held: list[threading.Lock] = []
+        for lock in (self._checkpointer.at_work, self.turns.lock):
+            if not lock.acquire(timeout=max(deadline_s - time.monotonic(), 0)):
+                break
+            held.append(lock)
+        else:
+            if self._readers_are_out(deadline_s):
+                return True
+        for lock in held:
+            lock.release()
+        return False
+
+    def _readers_are_out(self, deadline_s: float) -> bool:
+        while self._readers_lock.acquire(timeout=max(deadline_s - time.monotonic(), 0)):
+            if not self._readers:
+                return True
+            self._readers_lock.release()
+            time.sleep(0.001)
+        return False
+
+    def resume(self) -> None:
+        for lock in (self._readers_lock, self.turns.lock, self._checkpointer.at_work):
+            lock.release()
+
+    def leave_to_parent(self, *, is_idle: bool) -> None:
         if self._closed is None:
             self._closed = "was opened before this process was forked, and belongs to its parent"
+            open_here.subtract([self.target.path])
             self.turns.give_up_descriptors()
+            if is_idle:
+                self._close_connections()
 
     def errors(self) -> AbstractContextManager[None]:
         """Inside, the driver's and SQLAlchemy's errors become those of `aegis_store.errors`."""

@@ -1,0 +1,102 @@
+"""The log is brought into the file on a thread, off the writers' path, and stays bounded."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aegis_store import checkpointer, driver
+from aegis_store.settings import CHECKPOINT_PAGES
+from tests.conftest import OpenStore
+
+WAIT_S = 60
+
+fixed_sqlite = pytest.mark.skipif(
+    driver.has_wal_reset_bug(driver.VERSION_INFO), reason="on this SQLite only the writer may checkpoint"
+)
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "aegis-store checkpointer"]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def log_of(path: Path) -> tuple[int, int]:
+    """Pages in the log, and how many of them are in the file."""
+    connection = driver.dbapi.connect(str(path), isolation_level=None)
+    _, pages, done = connection.execute("PRAGMA wal_checkpoint(NOOP)").fetchone()
+    connection.close()
+    return pages, done
+
+
+@fixed_sqlite
+def test_it_runs_from_the_first_write_until_the_store_is_closed(open_store: OpenStore) -> None:
+    store = open_store(maintain_every=None)
+    store.stats()
+    assert not threads()
+    store.create_session("s")
+    assert len(threads()) == 1
+    store.close()
+    assert not threads()
+
+
+def test_there_is_none_on_a_sqlite_with_the_wal_reset_bug(open_store: OpenStore) -> None:
+    store = open_store()
+    store.create_session("s")
+    assert bool(threads()) is not driver.has_wal_reset_bug(driver.VERSION_INFO)
+    pages = store._db.writer.driver.execute("PRAGMA wal_autocheckpoint").fetchone()[0]
+    assert (pages == 1000) is driver.has_wal_reset_bug(driver.VERSION_INFO)
+
+
+@fixed_sqlite
+def test_a_log_that_has_grown_is_in_the_file_soon_though_nobody_writes_any_more(open_store: OpenStore, path: Path) -> None:
+    store = open_store()
+    store.create_session("s")
+    store.append_many("s", [])
+    for _ in range(6):
+        store.append("s", "t", "x" * 1_000_000)
+    assert log_of(path)[0] > CHECKPOINT_PAGES
+    wait_for(lambda: log_of(path)[0] - log_of(path)[1] < CHECKPOINT_PAGES)
+
+
+@fixed_sqlite
+def test_a_writer_that_never_pauses_does_not_make_the_log_grow_without_bound(
+    open_store: OpenStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpointer, "LOG_PAGES_MAX", 500)
+    store, reader = open_store(), open_store(read_only=True)
+    store.create_session("s", max_events=100)
+    for number in range(3000):
+        store.append("s", "t", "x" * 8000)
+        if number % 10 == 0:
+            reader.read("s", limit=5)
+    assert path.with_name("aegis.db-wal").stat().st_size < 4000 * 8192
+    assert store.get_session("s").event_count == 100
+
+
+@fixed_sqlite
+def test_a_checkpoint_that_fails_is_logged_and_tried_again(
+    open_store: OpenStore, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store()
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise driver.dbapi.OperationalError("disk I/O error")
+
+        patch.setattr(checkpointer, "_checkpoint", fail)
+        with caplog.at_level(logging.WARNING):
+            store.create_session("s")
+            wait_for(lambda: any("disk I/O error" in record.message for record in caplog.records))
+    for _ in range(6):
+        store.append("s", "t", "x" * 1_000_000)
+    wait_for(lambda: log_of(path)[0] - log_of(path)[1] < CHECKPOINT_PAGES)
