@@ -52,7 +52,6 @@ class Database:
         self.patience_s = min(LINE_PATIENCE_S, busy_timeout_ms / 2000)
         self._readers = 0
         self._readers_lock = threading.Lock()
-        forks.refuse_if_lost(target.path)
         open_here.update([target.path])
         try:
             self._writer = None if read_only else Writer(connections, checkpoints=not _HAS_CHECKPOINTER)

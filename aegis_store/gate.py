@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from aegis_store import driver
+from aegis_store import driver, forks
 from aegis_store.errors import (
     AegisStoreError,
     NotAnAegisStore,
@@ -46,6 +46,7 @@ def check(target: Target) -> None:
 
 def revision(target: Target) -> str:
     """The schema revision of the store, "base" if it has none. Raises what the file is if it is not a store."""
+    forks.refuse_if_lost(target.path)
     status = _stat(target)
     if status is None:
         raise StoreUnavailable(store=str(target), detail="there is no such file: check the path, or create the store")

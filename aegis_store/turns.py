@@ -104,7 +104,9 @@ class Turns:
         self._store = str(target)
         self._lock_file = target.side_file("-lock") if has_file_lock else None
         self._log_file = target.side_file("-wal")
-        self._mode = os.stat(target.path).st_mode & 0o666  # that of the store, as SQLite's own side files have it
+        self._mode = 0o600
+        with suppress(OSError):
+            self._mode = os.stat(target.path).st_mode & 0o666  # as SQLite's own side files have it
         self.file_lock = self._new_file_lock()
         self._line: deque[Statement | _Turn] = deque()
         self._carry_out = carry_out
