@@ -160,13 +160,15 @@ store.close()
 
 def test_a_child_keeps_no_lock_of_a_parent_that_was_killed(path: Path) -> None:
     code = """
-import signal, subprocess
-child = 0
+import signal
+from_child, to_parent = os.pipe()
 with store._db.turn():
     child = os.fork()
     if not child:
+        os.write(to_parent, b"here")
         time.sleep(60)
         os._exit(0)
+    os.read(from_child, 4)
     print(child, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
