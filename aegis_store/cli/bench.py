@@ -1,11 +1,52 @@
 """The command `bench`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aegis_store.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from aegis_store.bench.measure import Figures, Speed
+
+
+class Measure(StrEnum):
+    """The families of rows: `aegis_store.bench.MEASURES`."""
+
+    APPEND = "append"
+    APPEND_MANY = "append-many"
+    GROUPS = "groups"
+    PROCESSES = "processes"
+    READ = "read"
+    FOLLOW = "follow"
+    PRUNE = "prune"
+    OPEN = "open"
+
+
+_Seconds = Annotated[
+    float | None,
+    typer.Option(
+        "--seconds",
+        min=0.001,
+        max=3600,
+        show_default=False,
+        help="How long each side works in each pair: 1 by default, 0.05 with --quick.",
+    ),
+]
+_Pairs = Annotated[
+    int | None,
+    typer.Option(
+        "--pairs",
+        min=1,
+        max=1000,
+        show_default=False,
+        help="How often store and floor take turns, for medians: 5 by default, 3 with --quick.",
+    ),
+]
 
 
 def bench(
@@ -13,37 +54,90 @@ def bench(
         Path | None,
         typer.Option("--dir", help="Where to make the files; it decides which disk is measured.", show_default=False),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer appends: a rough answer in a few seconds.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Short turns: a rough answer in 20 seconds.")] = False,
+    only: Annotated[
+        list[Measure] | None, typer.Option("--only", help="Measure this alone; may be given again.", show_default=False)
+    ] = None,
+    pairs: _Pairs = None,
+    seconds: _Seconds = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure appends here, beside a hand-written loop.
+    """Measure the store here, each figure beside its floor.
 
-    The loop does the same SQL on the bare driver, with the same pragmas: the floor.
-
-    20,000 appends of 2.5 KB over 220 sessions, both sides in turn, nine pairs, medians. Example: aegis-store bench --quick
+    The floor is a hand-written loop with the same SQL, pragmas and JSON on the bare driver. Both work in turn; the figures are
+    medians over the pairs, the latencies those of all turns. About three minutes. Example: aegis-store bench --quick
     """
-    import tempfile
+    pairs = pairs or (3 if quick else 5)
+    _bench_rows(directory, list(only or ()), pairs, seconds or (0.05 if quick else 1.0), as_json)
+
+
+def _bench_rows(directory: Path | None, only: list[Measure], pairs: int, seconds: float, as_json: bool) -> None:
+    from aegis_store import bench
+    from aegis_store.bench.disk import fsync_us
+    from aegis_store.cli.terminal import progress, show_json
+
+    rows = bench.chosen(only)
+    with _place(directory) as place, progress() as bar:
+        fsync = fsync_us(place)
+        task = bar.add_task("Measuring", total=len(rows) * pairs)
+        figures = list(bench.run(place, rows, pairs=pairs, seconds=seconds, on_turn=lambda: bar.advance(task)))
+    left_out = [f"{row.name} (no {row.missing} in this version)" for row in bench.LEFT_OUT if not only or row.measure in only]
+    if as_json:
+        given = {"machine": bench.machine(), "pairs": pairs, "seconds": seconds, "fsync_us": fsync}
+        show_json({**given, "rows": [_plain(row) for row in figures], "left_out": left_out})
+    else:
+        _show_rows(figures, left_out)
+        _show_machine(fsync, pairs, seconds)
+
+
+@contextmanager
+def _place(directory: Path | None) -> Iterator[Path]:
+    """A new directory for all files of a run, which goes again however it ends."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory(prefix=".aegis-store-bench-", dir=directory or Path.cwd()) as made:
+        yield Path(made)
+
+
+def _plain(figures: "Figures") -> dict[str, Any]:
     from dataclasses import asdict
 
-    from aegis_store import bench as measuring
-    from aegis_store import driver
-    from aegis_store.cli.terminal import count, progress, show, show_json, show_table, table
+    return asdict(figures)
 
-    appends, pairs = (1000, 5) if quick else (20_000, 9)
-    with tempfile.TemporaryDirectory(prefix=".aegis-store-bench-", dir=directory or Path.cwd()) as made, progress() as bar:
-        place = Path(made)
-        fsync_us = measuring.fsync_us(place)
-        task = bar.add_task("Measuring appends", total=2 * pairs)
-        figures = [
-            measuring.lone_append(place, durability, appends=appends, pairs=pairs, on_pair=lambda: bar.advance(task))
-            for durability in ("process", "power")
-        ]
-    if as_json:
-        show_json({"sqlite": driver.VERSION, "fsync_us": fsync_us, "lone_append": [asdict(found) for found in figures]})
-        return
-    rows = (
-        (f.durability, count(int(f.per_second)), f"{f.p50_us:.0f}", f"{f.p99_us:.0f}", f"{f.max_us:.0f}", f"{f.ratio:.2f}")
-        for f in figures
-    )
-    show_table(table("durability", ">appends/s", ">p50 µs", ">p99 µs", ">max µs", ">of the floor"), rows)
-    show(f"One fsync takes {fsync_us:.0f} µs here. SQLite {driver.VERSION}. Medians of {pairs} pairs of {appends:,} appends.")
+
+def _show_rows(figures: "list[Figures]", left_out: list[str]) -> None:
+    from aegis_store.cli.terminal import count, show, show_table, table
+
+    def rate(row: "Figures") -> str:
+        return f"{count(int(row.store.per_second))} {row.unit}" if row.unit else "-"
+
+    rows = ((row.name, rate(row), *_latencies(row.store), _ratio(row.ratio)) for row in figures)
+    show_table(table("measure", ">per second", ">p50", ">p99", ">max", ">of floor"), rows)
+    for line in left_out:
+        show(f"Left out: {line}.")
+
+
+def _show_machine(fsync_us: float, pairs: int, seconds: float) -> None:
+    from aegis_store import bench
+    from aegis_store.cli.terminal import plural, show
+
+    here = bench.machine()
+    show(f"4 KiB and an fsync take {_duration(fsync_us)} here. Medians of {plural(pairs, 'pair')}, {seconds:g} s a side.")
+    show(f"Python {here['python']}, SQLite {here['sqlite']}, {here['cpus']} CPUs.")
+
+
+def _latencies(speed: "Speed") -> tuple[str, str, str]:
+    return _duration(speed.p50_us), _duration(speed.p99_us), _duration(speed.max_us)
+
+
+def _duration(us: float | None) -> str:
+    """Microseconds as people read them: 85 µs, 1.2 ms, 310 ms."""
+    if us is None:
+        return "-"
+    if us < 1000:
+        return f"{us:.0f} µs"
+    return f"{us / 1000:.1f} ms" if us < 100_000 else f"{us / 1000:.0f} ms"
+
+
+def _ratio(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}"

@@ -58,7 +58,7 @@ def demo(
 
     Makes aegis-demo.db here, or the file that --db names; never touches one that exists. Example: aegis-store demo
     """
-    from aegis_store.bench import fsync_us
+    from aegis_store.bench.disk import fsync_us
     from aegis_store.cli.look import inspect_store
     from aegis_store.cli.terminal import show, show_json
     from aegis_store.store import EventStore
@@ -153,7 +153,7 @@ def _play(store: "EventStore", load: Iterable[Played], on_step: Callable[[], Non
 
 
 def _results(durability: str, figures: Figures, full: "StoreStats", after: "StoreStats", reopened_s: float) -> dict[str, Any]:
-    from aegis_store.bench import percentile
+    from aegis_store.bench.measure import percentile
 
     latencies_us = figures.latencies_us or [0.0]
     return {

@@ -361,15 +361,6 @@ def test_demo_plays_a_state_file(run: Run, tmp_path: Path) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-def test_bench_reports_ratios_to_the_floor(run: Run, tmp_path: Path) -> None:
-    done = run("bench", "--quick", "--json")
-    assert done.returncode == 0, done.stderr
-    (found,) = lines(done.stdout)
-    assert [figures["durability"] for figures in found["lone_append"]] == ["process", "power"]
-    assert all(figures["ratio"] > 0 for figures in found["lone_append"])
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("make", "code"),
     [

@@ -1,0 +1,70 @@
+"""The command `bench`, run as a user runs it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from aegis_store import bench
+from aegis_store.cli.bench import Measure
+from tests.cli.conftest import Run
+
+SHORT = ("--pairs", "1", "--seconds", "0.001")
+
+
+def test_bench_measures_every_row_beside_its_floor_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    done = run("bench", *SHORT, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [row["name"] for row in found["rows"]] == [row.name for row in bench.ROWS]
+    for row in found["rows"]:
+        assert row["store"]["per_second"] > 0, row
+        assert (row["floor"] is None) == (row["measure"] == "follow")
+        # One pair: the ratio is that of its two rates.
+        assert row["ratio"] == (row["floor"] and pytest.approx(row["store"]["per_second"] / row["floor"]["per_second"]))
+    assert len(found["left_out"]) == len(bench.LEFT_OUT)
+    assert found["fsync_us"] > 0
+    assert found["machine"] == json.loads(json.dumps(bench.machine()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_prints_a_table_that_fits(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    done = run("bench", *SHORT, "--only", "append", "--only", "prune", "--dir", "elsewhere")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "\x1b" not in done.stdout
+    assert [line.split("  ")[0].strip() for line in done.stdout.splitlines() if " events " in line] == [
+        "append, process",
+        "append, power",
+        "prune, power",
+    ]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_the_measures_that_can_be_chosen_are_those_that_there_are() -> None:
+    assert {str(measure) for measure in Measure} == set(bench.MEASURES)
+
+
+@pytest.mark.parametrize("arguments", [("--only", "everything"), ("--pairs", "0"), ("--seconds", "0")])
+def test_what_bench_cannot_take_is_one_line(run: Run, arguments: tuple[str, ...]) -> None:
+    done = run("bench", *arguments)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize("only", ["append", "processes"])
+def test_interrupted_bench_takes_its_files_along(tmp_path: Path, only: str) -> None:
+    command = [sys.executable, "-c", "from aegis_store.cli import main; main()", "bench", "--only", only, "--seconds", "60"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/row-*/store.db-wal")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (130, "aegis-store: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
