@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from aegis_store import EventStore, bench, driver
+from aegis_store import EventStore, RetentionPolicy, StoreFull, bench, driver
 from aegis_store.append import APPEND_SQL
-from aegis_store.bench import append, floor, measure, pruning, reading
+from aegis_store.bench import append, floor, measure, pruning, reading, stored
 from aegis_store.bench.measure import Sides, Turn
 from aegis_store.bench.room import SESSION_IDS, WARM_UP, Room, copied, template
 from aegis_store.connections import Durability
@@ -156,6 +156,29 @@ def test_speed_is_the_median_of_turns_and_the_latencies_of_all() -> None:
     speed = measure.Speed.of([Turn(1, 1.0, [1.0]), Turn(3, 1.0, [2.0, 4.0, 3.0]), Turn(2, 1.0, [5.0])])
     assert (speed.per_second, speed.p50_us, speed.max_us) == (2, 3.0, 5.0)
     assert measure.Speed.of([Turn(1, 1.0)]).p50_us is None
+
+
+def test_a_store_is_filled_by_the_stores_statement_to_its_caps_on_pages_of_either_size(room: Room) -> None:
+    with template(room.directory, stored.SESSION_IDS) as path:
+        with EventStore.open(path) as store:
+            store.set_retention_policy(RetentionPolicy(max_events=2))
+        paths = [copied(path, room.directory / name) for name in ("store.db", "floor.db")]
+    stored.give_default_pages(paths[1])
+    filled: list[int] = []
+    for path, page_size in zip(paths, (8192, 4096), strict=True):
+        stored.fill(path, 3000, filled.append)
+        with closing(driver.dbapi.connect(str(path))) as connection:
+            assert connection.execute("PRAGMA page_size").fetchall() == [(page_size,)]
+            held = "SELECT last_seq - first_seq + 1, count(*) FROM session GROUP BY 1"
+            assert connection.execute(held).fetchall() == [(2, stored.SESSIONS)]
+    assert sum(filled) == 6000
+    assert rows_of(paths[0]) == rows_of(paths[1])
+
+
+def test_no_full_store_is_begun_for_which_there_is_no_room(tmp_path: Path) -> None:
+    with pytest.raises(StoreFull, match="it takes 7,500,000,000,000,000 bytes"):
+        next(stored.run(tmp_path, 10**12, pairs=1, seconds=1, on_filled=print, on_turn=print))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_told_of_the_machine_does_not_name_it() -> None:

@@ -11,6 +11,7 @@
     pruning.py    the events of ended sessions
     opening.py    a store that stands
     disk.py       what an fsync takes
+    stored.py     appends to a store that is full already
 
 A measure of another kind is one more row: a context manager that sets up two sides.
 """

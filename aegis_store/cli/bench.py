@@ -12,6 +12,7 @@ from aegis_store.cli.options import AsJson
 
 if TYPE_CHECKING:
     from aegis_store.bench.measure import Figures, Speed
+    from aegis_store.bench.stored import StoredFigures, StoredSide
 
 
 class Measure(StrEnum):
@@ -34,7 +35,7 @@ _Seconds = Annotated[
         min=0.001,
         max=3600,
         show_default=False,
-        help="How long each side works in each pair: 1 by default, 0.05 with --quick.",
+        help="How long each side works in each pair: 1 by default, 0.05 with --quick, 4 with --stored.",
     ),
 ]
 _Pairs = Annotated[
@@ -60,6 +61,16 @@ def bench(
     ] = None,
     pairs: _Pairs = None,
     seconds: _Seconds = None,
+    stored: Annotated[
+        int | None,
+        typer.Option(
+            "--stored",
+            min=1000,
+            metavar="N",
+            show_default=False,
+            help="Instead: appends to a store that holds N events in 1,000 sessions at their caps. Takes 7.5 KB of disk each.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the store here, each figure beside its floor.
@@ -67,8 +78,13 @@ def bench(
     The floor is a hand-written loop with the same SQL, pragmas and JSON on the bare driver. Both work in turn; the figures are
     medians over the pairs, the latencies those of all turns. About three minutes. Example: aegis-store bench --quick
     """
+    if stored is not None and (only or quick):
+        raise typer.BadParameter("--stored measures something of its own: it goes with neither --only nor --quick")
     pairs = pairs or (3 if quick else 5)
-    _bench_rows(directory, list(only or ()), pairs, seconds or (0.05 if quick else 1.0), as_json)
+    if stored is not None:
+        _bench_stored(directory, stored - stored % 1000, pairs, seconds or 4.0, as_json)
+    else:
+        _bench_rows(directory, list(only or ()), pairs, seconds or (0.05 if quick else 1.0), as_json)
 
 
 def _bench_rows(directory: Path | None, only: list[Measure], pairs: int, seconds: float, as_json: bool) -> None:
@@ -90,6 +106,33 @@ def _bench_rows(directory: Path | None, only: list[Measure], pairs: int, seconds
         _show_machine(fsync, pairs, seconds)
 
 
+def _bench_stored(directory: Path | None, events: int, pairs: int, seconds: float, as_json: bool) -> None:
+    from aegis_store import bench
+    from aegis_store.bench import stored
+    from aegis_store.bench.disk import fsync_us
+    from aegis_store.cli.terminal import progress, show_json
+
+    with _place(directory) as place, progress() as bar:
+        fsync = fsync_us(place)
+        filling = bar.add_task("Filling", total=2 * events)
+        measuring = bar.add_task("Measuring", total=len(stored.DURABILITIES) * pairs)
+        made = stored.run(
+            place,
+            events,
+            pairs=pairs,
+            seconds=seconds,
+            on_filled=lambda count: bar.advance(filling, count),
+            on_turn=lambda: bar.advance(measuring),
+        )
+        figures = list(made)
+    if as_json:
+        given = {"machine": bench.machine(), "pairs": pairs, "seconds": seconds, "fsync_us": fsync}
+        show_json({**given, "stored": [_plain(found) for found in figures]})
+    else:
+        _show_stored(figures)
+        _show_machine(fsync, pairs, seconds)
+
+
 @contextmanager
 def _place(directory: Path | None) -> Iterator[Path]:
     """A new directory for all files of a run, which goes again however it ends."""
@@ -99,7 +142,7 @@ def _place(directory: Path | None) -> Iterator[Path]:
         yield Path(made)
 
 
-def _plain(figures: "Figures") -> dict[str, Any]:
+def _plain(figures: "Figures | StoredFigures") -> dict[str, Any]:
     from dataclasses import asdict
 
     return asdict(figures)
@@ -115,6 +158,24 @@ def _show_rows(figures: "list[Figures]", left_out: list[str]) -> None:
     show_table(table("measure", ">per second", ">p50", ">p99", ">max", ">of floor"), rows)
     for line in left_out:
         show(f"Left out: {line}.")
+
+
+def _show_stored(figures: "list[StoredFigures]") -> None:
+    from aegis_store.cli.terminal import count, plural, show, show_table, size, table
+
+    def cells(name: str, side: "StoredSide") -> tuple[str, ...]:
+        speed = side.speed
+        tail = (_duration(speed.p999_us), _duration(speed.max_us))
+        memory = "-" if side.rss_peak_bytes is None else size(side.rss_peak_bytes)
+        times = (_duration(speed.p50_us), _duration(speed.p99_us), *tail)
+        return (name, count(int(speed.per_second)), *times, size(side.wal_peak_bytes), memory)
+
+    made = table("side", ">appends/s", ">p50", ">p99", ">p99.9", ">max", ">WAL", ">memory")
+    sides = [(found.durability, side) for found in figures for side in (("store", found.store), ("floor", found.floor))]
+    show_table(made, (cells(f"{durability}, {name}", side) for durability, (name, side) in sides))
+    for found in figures:
+        events = plural(found.stored_events, "event")
+        show(f"{events} stored, {found.durability}: {_ratio(found.ratio)} of the floor's appends/s.")
 
 
 def _show_machine(fsync_us: float, pairs: int, seconds: float) -> None:

@@ -50,7 +50,27 @@ def test_the_measures_that_can_be_chosen_are_those_that_there_are() -> None:
     assert {str(measure) for measure in Measure} == set(bench.MEASURES)
 
 
-@pytest.mark.parametrize("arguments", [("--only", "everything"), ("--pairs", "0"), ("--seconds", "0")])
+def test_bench_of_a_full_store_tells_tails_log_and_memory(run: Run, tmp_path: Path) -> None:
+    done = run("bench", "--stored", "1999", *SHORT, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["stored"]
+    assert [(figures["durability"], figures["stored_events"]) for figures in found] == [("process", 1000), ("power", 1000)]
+    for side in (figures[name] for figures in found for name in ("store", "floor")):
+        assert side["speed"]["p50_us"] <= side["speed"]["p999_us"] <= side["speed"]["max_us"]
+        assert side["wal_peak_bytes"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_of_a_full_store_prints_a_table_that_fits(run: Run) -> None:
+    done = run("bench", "--stored", "1000", *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "1,000 events stored, power: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--only", "everything"), ("--pairs", "0"), ("--seconds", "0"), ("--stored", "1000", "--quick")]
+)
 def test_what_bench_cannot_take_is_one_line(run: Run, arguments: tuple[str, ...]) -> None:
     done = run("bench", *arguments)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
