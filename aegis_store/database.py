@@ -169,19 +169,22 @@ class Database:
 
     def ask(self) -> float:
         """When this thread began to wait. A thread that has the turn, and came back through a signal handler, is refused."""
-        self.check_writable()
+        if self._closed is not None or self.read_only:
+            self.check_writable()
         if self.turns.owner == threading.get_ident() and self.turns.lock.locked():
             raise StoreBusy(store=str(self.target), waited_ms=0)
         return time.monotonic()
 
     def _fit_writer(self, asked_s: float) -> Writer:
         """The writer, fit for use, for the thread that has the turn."""
-        self.check_writable()  # it may have been closed while this thread waited
+        if self._closed is not None:  # it may have been closed while this thread waited
+            self.check_writable()
         waited_s = time.monotonic() - asked_s
         if waited_s * 1000 > self.busy_timeout_ms > 0:
             raise StoreBusy(store=str(self.target), waited_ms=int(waited_s * 1000))
-        self.writer.prepare(asked_s)
-        return self.writer
+        writer: Any = self._writer
+        writer.prepare(asked_s)
+        return cast(Writer, writer)
 
     def _after_error(self, error: BaseException) -> None:
         if not isinstance(error, Exception) and self._writer is not None:

@@ -47,8 +47,10 @@ class FileLock:
     def release(self) -> None:
         """Give it back. Who does not have it does nothing."""
         if self._descriptor is not None:
-            with suppress(OSError):
+            try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            except OSError:  # not to be had on this file system
+                return
 
     def close(self) -> None:
         """Give it back for good, and the descriptor with it."""

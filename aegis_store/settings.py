@@ -78,7 +78,7 @@ THREADS_OF_ASYNC: Final = 8
 
 # While a store writes, a thread looks at its log so often, and brings it into the file when so many pages (2 MiB) wait.
 CHECKPOINT_EVERY_S: Final = 0.05
-CHECKPOINT_PAGES: Final = 256
+CHECKPOINT_PAGES: Final = 1000
 
 # A log longer than this (32 MiB) is begun anew: once in some thousand appends, for which writers wait a few milliseconds.
 LOG_PAGES_MAX: Final = 4096

@@ -22,9 +22,10 @@ class Writer:
         self._connections = connections
         self._checkpoints = checkpoints
         self._store = str(connections.target)
+        self._patience_s = connections.busy_timeout_ms / 1000
         self._is_lost = False
-        self.asked_s = self.deadline_s = 0.0
-        """When whoever has the turn began to wait, and when he stops, by `time.monotonic()`."""
+        self.asked_s = 0.0
+        """When whoever has the turn began to wait, by `time.monotonic()`."""
         # Out of the readers' pool: Ctrl-C while a connection is taken from a pool would leave it locked for ever.
         self._engine = connections.engine(NullPool, self._begin)
         self._open()
@@ -40,8 +41,8 @@ class Writer:
 
     def prepare(self, asked_s: float) -> None:
         """Make it fit for use by who asked for it then."""
-        self.asked_s, self.deadline_s = asked_s, asked_s + self._connections.busy_timeout_ms / 1000
-        if self._is_lost or self.connection.invalidated or self.driver.in_transaction:
+        self.asked_s = asked_s
+        if self._is_lost or self.driver.in_transaction or self.connection.invalidated:
             self._replace()
 
     def _begin(self, _: Connection) -> None:
@@ -58,7 +59,7 @@ class Writer:
             try:
                 return execute()
             except driver.dbapi.OperationalError as error:
-                if not is_busy(error) or time.monotonic() >= self.deadline_s:
+                if not is_busy(error) or time.monotonic() - self.asked_s >= self._patience_s:
                     raise
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, BUSY_PAUSE_MAX_S)
@@ -68,8 +69,14 @@ class Writer:
 
         The driver's cursor, since SQLAlchemy's `execute` would double the time of an append.
         """
+        rows: Rows
         try:
-            rows: Rows = self._when_free(lambda: self.cursor.execute(sql, parameters).fetchall())
+            try:
+                rows = self.cursor.execute(sql, parameters).fetchall()
+            except driver.dbapi.OperationalError as error:
+                if not is_busy(error):
+                    raise
+                rows = self._when_free(lambda: self.cursor.execute(sql, parameters).fetchall())
         except driver.dbapi.Error as error:
             # A statement that did not run to its end must not stay behind on the cursor.
             self.cursor = self.driver.cursor()
