@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from aegis_store import driver
 from aegis_store.errors import AegisStoreError, StoreBusy
-from aegis_store.settings import CHECKPOINT_EVERY_S, CHECKPOINT_PAGES, LOG_PAGES_MAX
+from aegis_store.settings import CHECKPOINT_EVERY_S, CHECKPOINT_PAGES, LOG_PAGES_FEW, LOG_PAGES_LIMIT, LOG_PAGES_MAX
 
 log: Final = logging.getLogger("aegis_store")
 
@@ -29,6 +29,10 @@ class _Log(NamedTuple):
 
     pages: int
     done: int
+
+    @property
+    def waiting(self) -> int:
+        return self.pages - self.done
 
 
 class Checkpointer:
@@ -91,13 +95,13 @@ class Checkpointer:
 
     def _keep_log_short(self, connection: Any) -> None:
         state = _checkpoint(connection, "NOOP")
+        is_long = state.pages > LOG_PAGES_MAX
+        few = LOG_PAGES_FEW if is_long else CHECKPOINT_PAGES
         for _ in range(_ROUNDS):
-            if state.pages - state.done < CHECKPOINT_PAGES:
+            if state.waiting < few or self._stopped.is_set():
                 break
             state = _checkpoint(connection, "PASSIVE")
-            if self._stopped.is_set():
-                return
-        if state.pages > LOG_PAGES_MAX:
+        if is_long and (state.waiting < few or state.pages > LOG_PAGES_LIMIT):
             with suppress(StoreBusy), self._turn():
                 _checkpoint(connection, "RESTART")
 

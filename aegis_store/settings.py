@@ -49,11 +49,11 @@ BUDGET_LOW_WATER_PERCENT: Final = 80
 # A prune removes at most so many events a transaction, and so many bytes of payloads: 4 ms of work, which is what a writer
 # may wait. (Bytes, since a payload of 1 MiB lies in 130 pages, each of which is looked at when it goes.) With 500 events of
 # 1 KB a slice a writer of 200 appends/s beside it had a p99 of 13 to 15 ms, with these 8 to 10, at the same speed.
-PRUNE_SLICE_EVENTS: Final = 250
+PRUNE_SLICE_EVENTS: Final = 150
 PRUNE_SLICE_BYTES: Final = 8 * 1024 * 1024
 
 # Between two slices a prune sleeps so long that writers who wait, and look every millisecond, get in.
-PRUNE_PAUSE_MIN_S: Final = 0.0015
+PRUNE_PAUSE_MIN_S: Final = 0.002
 PRUNE_PAUSE_MAX_S: Final = 0.05
 
 # A writer that finds the store in use looks again after these times. SQLite's own handler sleeps up to 100 ms and lets
@@ -76,15 +76,18 @@ MAX_WAITING_APPENDS: Final = 1000
 # Its other methods run on so many threads at a time; those that write stand in one line anyway.
 THREADS_OF_ASYNC: Final = 8
 
-# While a store writes, a thread looks at its log so often, and brings it into the file when so many pages (2 MiB) wait.
+# While a store writes, a thread looks at its log so often, and brings it into the file when so many pages (3 MiB) wait.
 CHECKPOINT_EVERY_S: Final = 0.05
-CHECKPOINT_PAGES: Final = 1000
+CHECKPOINT_PAGES: Final = 400
 
-# A log longer than this (32 MiB) is begun anew: once in some thousand appends, for which writers wait a few milliseconds.
-LOG_PAGES_MAX: Final = 4096
+# A log longer than this (47 MiB) is begun anew as soon as few pages wait, for which writers then wait; at the latest when it
+# is so long (59 MiB). A lone writer that never pauses meets that once in some 2,000 appends.
+LOG_PAGES_MAX: Final = 6000
+LOG_PAGES_FEW: Final = 256
+LOG_PAGES_LIMIT: Final = 7500
 
 # Where no thread does it, a writer's commit checkpoints a log of so many pages.
-LOG_PAGES_OF_WRITERS: Final = 6144
+LOG_PAGES_OF_WRITERS: Final = 10_000
 
 # How long that waits for readers, who read a page and are gone.
 CHECKPOINT_READERS_MS: Final = 20
