@@ -6,7 +6,7 @@ Each page is one short snapshot, found through an index at both ends, so it cost
 from collections.abc import Collection
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Integer, Row, bindparam, select
 
 from aegis_store import payload as payloads
 from aegis_store import sessions
@@ -19,6 +19,23 @@ from aegis_store.sqlite_errors import damaged
 OnGap = Literal["raise", "skip"]
 
 _MAX_CURSOR: Final = 2**63 - 1
+
+# Built once: SQLAlchemy takes longer to build a statement than SQLite to carry it out.
+_PAGE: Final = (
+    select(event)
+    .where(event.c.session == bindparam("key"), event.c.seq > bindparam("start"), event.c.seq <= bindparam("stop"))
+    .order_by(event.c.seq)
+    .limit(bindparam("most", type_=Integer))
+)
+_PAGE_OF_TYPES: Final = _PAGE.where(event.c.type.in_(bindparam("types", expanding=True)))
+_PAGE_OF_ALL: Final = (
+    select(event, session.c.session_id)
+    .join_from(event, session, session.c.id == event.c.session)
+    .where(event.c.position > bindparam("start"), session.c.session_id.is_not(None))
+    .order_by(event.c.position)
+    .limit(bindparam("most", type_=Integer))
+)
+_REMOVED: Final = select(store.c.removed_position, store.c.removed_at, store.c.removed_reason)
 _LAST_POSITION: Final = "SELECT seq FROM sqlite_sequence WHERE name = 'event'"
 
 
@@ -33,29 +50,14 @@ def page(
 ) -> Page:
     """Events after the cursor; see `EventStore.read`."""
     checked_count("limit", limit, 1, MAX_PAGE_EVENTS)
-    skips = _skips(on_gap)
-    wanted = _checked_types(types)
-    row = sessions.row_of(conn, session_id)
-    oldest = row.first_seq - 1
-    after = oldest if after_seq is None else checked_count("after_seq", after_seq, 0, _MAX_CURSOR)
-    if after > row.last_seq:
-        raise CursorAhead(session_id=session_id, requested_seq=after, last_seq=row.last_seq)
-    if after < oldest and not skips:
-        raise EventsTruncated(
-            session_id=session_id,
-            requested_seq=after,
-            first_seq=row.first_seq,
-            last_seq=row.last_seq,
-            removed_at=None if row.removed_at is None else from_us(row.removed_at),
-            reason=row.removed_reason,
-        )
-    start = max(after, oldest)
+    wanted = checked_types(types)
+    row, after = place_of(conn, session_id, after_seq=after_seq, skips=checked_skips(on_gap))
+    start = max(after, row.first_seq - 1)
     # Filtering looks at a bounded stretch, found or not, so that a rare type does not make a page a scan.
     stop = min(row.last_seq, start + (limit if wanted is None else FILTERED_SCAN_EVENTS))
-    query = select(event).where(event.c.session == row.id, event.c.seq > start, event.c.seq <= stop)
-    if wanted is not None:
-        query = query.where(event.c.type.in_(wanted))
-    events = [event_of(conn, session_id, found) for found in conn.execute(query.order_by(event.c.seq).limit(limit))]
+    bounds = {"key": row.id, "start": start, "stop": stop, "most": limit}
+    rows = conn.execute(_PAGE, bounds) if wanted is None else conn.execute(_PAGE_OF_TYPES, {**bounds, "types": wanted})
+    events = [event_of(conn, session_id, found) for found in rows]
     seen = events[-1].seq if len(events) == limit else stop
     if wanted is None and len(events) != stop - start:
         raise damaged(conn, f"events between {start + 1} and {stop} of session {shown(session_id)} are missing")
@@ -69,25 +71,38 @@ def page(
     )
 
 
+def place_of(conn: Connection, session_id: str, *, after_seq: int | None, skips: bool) -> tuple[Row[Any], int]:
+    """The session's row, and the cursor as a number. Raises what an unknown session and a cursor that cannot be raise."""
+    row = sessions.row_of(conn, session_id)
+    oldest = row.first_seq - 1
+    after: int = oldest if after_seq is None else checked_cursor("after_seq", after_seq)
+    if after > row.last_seq:
+        raise CursorAhead(session_id=session_id, requested_seq=after, last_seq=row.last_seq)
+    if after < oldest and not skips:
+        raise EventsTruncated(
+            session_id=session_id,
+            requested_seq=after,
+            first_seq=row.first_seq,
+            last_seq=row.last_seq,
+            removed_at=None if row.removed_at is None else from_us(row.removed_at),
+            reason=row.removed_reason,
+        )
+    return row, after
+
+
 def page_of_all(conn: Connection, *, after_position: int | None, limit: int, on_gap: OnGap) -> list[Event]:
     """Events of all sessions after the cursor; see `EventStore.read_all`."""
     checked_count("limit", limit, 1, MAX_PAGE_EVENTS)
-    skips = _skips(on_gap)
+    skips = checked_skips(on_gap)
     if after_position is not None:
-        checked_count("after_position", after_position, 0, _MAX_CURSOR)
-        _check_position(conn, after_position, skips=skips)
-    query = (
-        select(event, session.c.session_id)
-        .join_from(event, session, session.c.id == event.c.session)
-        .where(event.c.position > (after_position or 0), session.c.session_id.is_not(None))
-        .order_by(event.c.position)
-        .limit(limit)
-    )
-    return [event_of(conn, row.session_id, row) for row in conn.execute(query)]
+        check_position(conn, checked_cursor("after_position", after_position), skips=skips)
+    rows = conn.execute(_PAGE_OF_ALL, {"start": after_position or 0, "most": limit})
+    return [event_of(conn, row.session_id, row) for row in rows]
 
 
-def _check_position(conn: Connection, after_position: int, *, skips: bool) -> None:
-    removed = conn.execute(select(store.c.removed_position, store.c.removed_at, store.c.removed_reason)).one()
+def check_position(conn: Connection, after_position: int, *, skips: bool) -> None:
+    """Raise what a cursor of the whole store that cannot be raises."""
+    removed = conn.execute(_REMOVED).one()
     last = last_position(conn)
     if after_position > last:
         raise CursorAhead(session_id=None, requested_seq=after_position, last_seq=last)
@@ -107,13 +122,20 @@ def last_position(conn: Connection) -> int:
     return int(conn.exec_driver_sql(_LAST_POSITION).scalar() or 0)
 
 
-def _skips(on_gap: OnGap) -> bool:
+def checked_cursor(name: str, value: object) -> int:
+    """`value` if it can be a cursor; `InvalidInput` otherwise."""
+    return checked_count(name, value, 0, _MAX_CURSOR)
+
+
+def checked_skips(on_gap: OnGap) -> bool:
+    """Whether what was removed is passed over; `InvalidInput` for what is no way to treat a gap."""
     if on_gap not in ("raise", "skip"):
         raise InvalidInput(f"on_gap must be 'raise' or 'skip', not {shown(on_gap)}")
     return on_gap == "skip"
 
 
-def _checked_types(types: Collection[str] | None) -> list[str] | None:
+def checked_types(types: Collection[str] | None) -> list[str] | None:
+    """The types to filter by; `InvalidInput` for what cannot be."""
     if types is None:
         return None
     if isinstance(types, str) or not isinstance(types, Collection) or not 1 <= len(types) <= MAX_TYPES:

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Row,
     Select,
     and_,
+    bindparam,
     func,
     insert,
     literal,
@@ -57,6 +58,8 @@ RECORD: Final = select(session, _REMOVED_BYTES).join_from(
 )
 """The whole record of sessions: their rows, and `removed_bytes`."""
 
+_ROW: Final = select(session).where(session.c.session_id == bindparam("name"))
+
 
 def now_us() -> int:
     """Now, as the store writes it: microseconds since the epoch."""
@@ -87,7 +90,7 @@ def known_id(session_id: object) -> str:
 
 def row_of(conn: Connection, session_id: str) -> Row[Any]:
     """The row of the table `session` for that id; `SessionNotFound` if there is none."""
-    row = conn.execute(select(session).where(session.c.session_id == known_id(session_id))).one_or_none()
+    row = conn.execute(_ROW, {"name": known_id(session_id)}).one_or_none()
     if row is None:
         raise SessionNotFound(session_id=session_id)
     return row
