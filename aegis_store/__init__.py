@@ -84,6 +84,9 @@ if TYPE_CHECKING:
         Event as Event,
     )
     from aegis_store.events import (
+        EventsMissed as EventsMissed,
+    )
+    from aegis_store.events import (
         Health as Health,
     )
     from aegis_store.events import (
@@ -126,7 +129,7 @@ _ROOMS = {
         "InvalidInput InvalidPolicy InvalidSession NotAnAegisStore ReadOnlyStore SchemaMismatch SequenceConflict SessionExists "
         "SessionNotFound StoreBusy StoreClosed StoreCorrupt StoreFull StoreUnavailable"
     ),
-    "aegis_store.events": "UNCHANGED UNLIMITED Event Health NewEvent Page Session SessionPage Status StoreStats",
+    "aegis_store.events": "UNCHANGED UNLIMITED Event EventsMissed Health NewEvent Page Session SessionPage Status StoreStats",
     "aegis_store.retention.compact": "CompactReport",
     "aegis_store.retention.limits": "PolicyLoss",
     "aegis_store.retention.plan": "BudgetPlan PrunePlan Truncation",

@@ -1,7 +1,8 @@
 """One open store: its connections and its transactions.
 
 The writer's connection serves all threads of the process, one after the other (`turns`). Readers take connections from a
-pool; in WAL mode they neither wait for the writer nor make it wait. A thread checkpoints (`checkpointer`).
+pool; in WAL mode they neither wait for the writer nor make it wait. A thread checkpoints (`checkpointer`), and who waits for
+more is told of commits (`watcher`).
 """
 
 import threading
@@ -14,7 +15,7 @@ from typing import Any, Final, cast
 from sqlalchemy import Connection
 from sqlalchemy.pool import QueuePool
 
-from aegis_store import driver, forks
+from aegis_store import driver, forks, watcher
 from aegis_store.checkpointer import Checkpointer
 from aegis_store.connections import Connections, Durability
 from aegis_store.errors import ReadOnlyStore, StoreBusy, StoreClosed
@@ -22,8 +23,10 @@ from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS, GROUP_BYTES, GROUP_STA
 from aegis_store.sqlite_errors import errors_of, translated
 from aegis_store.target import Target, open_here
 from aegis_store.turns import NoTurn, Rows, Turns, settle
+from aegis_store.watcher import Watcher
 from aegis_store.writer import Writer
 
+_CLOSED: Final = "was closed"
 _HAS_CHECKPOINTER: Final = not driver.has_wal_reset_bug(driver.VERSION_INFO)
 
 
@@ -61,6 +64,7 @@ class Database:
             raise
         self.turns = Turns(target, self._carry_out, has_file_lock=not read_only)
         self._checkpointer = Checkpointer(connections.checkpointer, self.turn)
+        self.watcher = Watcher(target.path, connections.reader)
         forks.watch(self)
 
     # Reading
@@ -101,7 +105,7 @@ class Database:
             except BaseException as error:
                 self._after_error(error)
                 raise
-        self._checkpointer.note_write()
+        self._note_commit()
 
     @contextmanager
     def turn(self) -> Iterator[Connection]:
@@ -148,7 +152,7 @@ class Database:
         except BaseException as error:
             self._after_error(error)
             raise
-        self._checkpointer.note_write()
+        self._note_commit()
         return rows
 
     def _carry_out(self) -> None:
@@ -164,8 +168,13 @@ class Database:
         else:
             group = self.turns.take(GROUP_STATEMENTS, GROUP_BYTES)
             writer.commit(group)
-            self._checkpointer.note_write()
+            self._note_commit()
         settle(group)
+
+    def _note_commit(self) -> None:
+        self._checkpointer.note_write()
+        if watcher.awake:
+            watcher.note_commit(self.target.path)
 
     def ask(self) -> float:
         """When this thread began to wait. A thread that has the turn, and came back through a signal handler, is refused."""
@@ -206,6 +215,11 @@ class Database:
     def _is_closed(self) -> bool:
         return self._closed is not None
 
+    @property
+    def was_closed(self) -> bool:
+        """Whether somebody has called `close`."""
+        return self._closed == _CLOSED
+
     def close(self) -> None:
         """Close all connections. Idempotent; waits for a write under way. The last one out checkpoints the WAL."""
         if self._is_closed():
@@ -214,13 +228,15 @@ class Database:
         with self.turns.lock:
             if self._is_closed():  # by another thread, meanwhile
                 return
-            self._closed = "was closed"
+            self._closed = _CLOSED
+            self.watcher.close()
             open_here.subtract([self.target.path])
             self._close_connections()
         self.turns.stop()
 
     def _close_connections(self) -> None:
         self._checkpointer.close_connection()
+        self.watcher.close_connection()
         if self._writer is not None:
             self._writer.close()
         self._engine.dispose()
@@ -236,7 +252,7 @@ class Database:
         if self.turns.owner == threading.get_ident():
             return False  # this very thread forks amid its transaction
         held: list[threading.Lock] = []
-        for lock in (self._checkpointer.at_work, self.turns.lock):
+        for lock in (self._checkpointer.at_work, self.watcher.at_work, self.turns.lock):
             if not lock.acquire(timeout=max(deadline_s - time.monotonic(), 0)):
                 break
             held.append(lock)
@@ -256,7 +272,7 @@ class Database:
         return False
 
     def resume(self) -> None:
-        for lock in (self._readers_lock, self.turns.lock, self._checkpointer.at_work):
+        for lock in (self._readers_lock, self.turns.lock, self.watcher.at_work, self._checkpointer.at_work):
             lock.release()
 
     def leave_to_parent(self, *, is_idle: bool) -> None:
@@ -264,6 +280,7 @@ class Database:
             self._closed = "was opened before this process was forked, and belongs to its parent"
             open_here.subtract([self.target.path])
             self.turns.give_up_descriptors()
+            self.watcher.leave_to_parent()
             if is_idle:
                 self._close_connections()
 

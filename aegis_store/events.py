@@ -114,6 +114,24 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EventsMissed:
+    """In the stream of `EventStore.follow(on_gap="skip")`: events after the cursor `after` were removed before they were read.
+
+    Of a session: all below `first_seq`, `count` of them (of every type); the stream goes on with `first_seq`. Of the whole
+    store (`session_id` None): some below `first_position`, how many is not known; from there on nothing is missing, and what
+    is left of those below comes before. `removed_at` and `reason` are those of the last removal, None where not known.
+    """
+
+    session_id: str | None
+    after: int
+    first_seq: int | None
+    first_position: int | None
+    count: int | None
+    removed_at: datetime | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """A session as it stood when it was read.
 

@@ -92,6 +92,18 @@ LOG_PAGES_OF_WRITERS: Final = 10_000
 # How long that waits for readers, who read a page and are gone.
 CHECKPOINT_READERS_MS: Final = 20
 
+# While somebody follows a store, it is asked so often whether another process has committed: some 0.1 ms of processor time
+# each, and half of this is what a follower waits at the median. Commits of its own process reach it at once.
+FOLLOW_POLL_S: Final = 0.05
+
+# Rung, a follower waits so long before he looks, and finds together what comes together. Otherwise he would look after each
+# single commit: beside one who followed another session, a lone writer kept half of his appends/s; so it is four fifths.
+FOLLOW_GATHER_S: Final = 0.001
+
+# A follower looks so often without having been rung: where no thread could be had for that, and since on Windows Ctrl-C
+# strikes only between two waits.
+FOLLOW_LOOK_S: Final = 1.0
+
 # The walk by age of a budget looks at so many positions a step: some 10 ms.
 BUDGET_STEP_POSITIONS: Final = 10_000
 

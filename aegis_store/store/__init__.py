@@ -1,7 +1,7 @@
 """`EventStore`: the public surface. Each method says what is promised, and calls the room that does it.
 
     sessions    create_session ensure_session get_session list_sessions set_status update_session delete_session
-    events      append append_many read read_all
+    events      append append_many read read_all follow
     retention   retention_policy set_retention_policy plan_policy plan_prune prune prune_history reclaim
     transfer    export import_lines import_aegis
     overview    stats health

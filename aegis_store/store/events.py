@@ -1,17 +1,18 @@
 """The part of `EventStore` that concerns events."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
+from typing import Literal, overload
 
-from aegis_store import append, read
-from aegis_store.events import Event, Json, NewEvent, Page
+from aegis_store import append, follow, read
+from aegis_store.events import Event, EventsMissed, Json, NewEvent, Page
 from aegis_store.read import OnGap
 from aegis_store.settings import DEFAULT_PAGE_EVENTS
 from aegis_store.store.base import OpenStore
 
 
 class Events(OpenStore):
-    """Events: append and read."""
+    """Events: append, read and follow."""
 
     def append(
         self,
@@ -86,3 +87,56 @@ class Events(OpenStore):
         """
         with self._db.read() as conn:
             return read.page_of_all(conn, after_position=after_position, limit=limit, on_gap=on_gap)
+
+    @overload
+    def follow(
+        self,
+        session_id: str | None = None,
+        *,
+        after: int | None = None,
+        last: int | None = None,
+        timeout: float | None = None,
+        types: Collection[str] | None = None,
+        on_gap: Literal["raise"] = "raise",
+    ) -> Iterator[Event]: ...
+
+    @overload
+    def follow(
+        self,
+        session_id: str | None = None,
+        *,
+        after: int | None = None,
+        last: int | None = None,
+        timeout: float | None = None,
+        types: Collection[str] | None = None,
+        on_gap: Literal["skip"],
+    ) -> Iterator[Event | EventsMissed]: ...
+
+    def follow(
+        self,
+        session_id: str | None = None,
+        *,
+        after: int | None = None,
+        last: int | None = None,
+        timeout: float | None = None,
+        types: Collection[str] | None = None,
+        on_gap: OnGap = "raise",
+    ) -> Iterator[Event | EventsMissed]:
+        """The events of a session by rising seq, or of the whole store by rising position: what is stored, then what comes.
+
+        Each event comes once, whichever process appended it: at once from this one, within some 50 ms from others. `after` is
+        a cursor, a seq or a position, and is honoured as by `read` and `read_all`; None starts at the oldest retained event.
+        `last=n` starts with the last n retained events instead (0: with what comes). `types` lets only those of a session
+        through. It ends when no event has come for `timeout` seconds of waiting for one (0: with what is stored; None:
+        never), and when another thread closes the store.
+
+        Between two events it holds no snapshot, so a follower may take any time; what retention removes meanwhile, unread, is
+        told. `on_gap="raise"` raises `EventsTruncated`; with "skip" an `EventsMissed` stands in its place in the stream. Of the
+        whole store without a cursor, what was removed before the call does not count.
+
+        At the call it raises `InvalidInput`, `SessionNotFound`, `CursorAhead`, `EventsTruncated`; later `SessionNotFound`
+        when the session is deleted, and the other two when they come to be true. Use each iterator in one thread at a time.
+        """
+        timeout_s = follow.checked_timeout_s(timeout)
+        follower = follow.following(self._db, session_id, after=after, last=last, types=types, on_gap=on_gap)
+        return follow.stream(self._db, follower, timeout_s)

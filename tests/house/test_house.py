@@ -129,8 +129,9 @@ PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 def test_the_readmes_programs_run(tmp_path: Path) -> None:
     outputs = [output_of(sys.executable, "-c", program, cwd=tmp_path) for program in PROGRAMS]
     assert "hook.post_tool_use" in outputs[0]
-    assert outputs[1] == "100\n"
-    assert outputs[2].startswith("Nothing to prune at ")
+    assert outputs[1] == "1 hook.post_tool_use\n"
+    assert outputs[2] == "100\n"
+    assert outputs[3].startswith("Nothing to prune at ")
 
 
 def test_the_readmes_commands_and_its_shell_statement_run(tmp_path: Path) -> None:
