@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from aegis_store.cli import bench, demo, deploy, look, policy, prune, reclaim, transfer
+from aegis_store.cli import bench, demo, deploy, look, policy, prune, reclaim, tail, transfer
 from aegis_store.cli.options import Db, print_help_without_command
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command()(demo.demo)
 app.command()(look.inspect)
 app.command()(look.sessions)
 app.command()(look.events)
+app.command()(tail.tail)
 app.command()(prune.prune)
 app.add_typer(policy.app, name="policy")
 app.command()(reclaim.reclaim)

@@ -86,7 +86,7 @@ def _inspect_session(store: "EventStore", session_id: str, *, as_json: bool) -> 
         "events": f"{count(session.event_count)}, {size(session.retained_bytes)}, seq {retained}",
         "removed": removed,
         "cap": "that of the policy" if session.max_events is None else cap_words(session.max_events),
-        "metadata": _preview(session.metadata),
+        "metadata": preview(session.metadata),
     }
     show_facts(facts, title=session.session_id)
 
@@ -173,7 +173,7 @@ def events(
     if not as_json:
         if after is None and page.first_seq > 1:
             show(f"{plural(page.first_seq - 1, 'event')} before seq {count(page.first_seq)} were removed.")
-        rows = ((event.seq, when(event.recorded_at), event.type, _preview(event.payload)) for event in shown)
+        rows = ((event.seq, when(event.recorded_at), event.type, preview(event.payload)) for event in shown)
         show_table(table(">seq", "recorded (UTC)", "<type", "*payload"), rows)
         if page.has_more:
             show(f"There are more, up to seq {count(page.last_seq)}: go on with --after {seen}.")
@@ -185,7 +185,7 @@ def show_missed(missed: int, first_seq: int) -> None:
     console(stderr=True).print(f"{plural(missed, 'event')} before seq {first_seq} were removed.")
 
 
-def _preview(payload: Any) -> str:
+def preview(payload: Any) -> str:
     import json
 
     return json.dumps(payload, ensure_ascii=False)[:_PREVIEW_CHARACTERS]

@@ -23,6 +23,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def fitted(text: str, width: int) -> str:
+    """`text` on one line in exactly so many columns of a terminal: cut off with an ellipsis, or filled up."""
+    from rich.text import Text
+
+    line = Text(printable(text))
+    line.truncate(width, overflow="ellipsis", pad=True)
+    return line.plain
+
+
 def console(*, stderr: bool = False) -> "Console":
     from rich.console import Console
 

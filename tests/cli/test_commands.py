@@ -18,7 +18,7 @@ from tests.cli.conftest import Run
 
 HOSTILE = "\x1b[31mred\x07\u202e\ud83d end"
 COMMANDS = (
-    *("demo", "inspect", "sessions", "events", "prune", "policy show", "policy set", "reclaim", "export", "import"),
+    *("demo", "inspect", "sessions", "events", "tail", "prune", "policy show", "policy set", "reclaim", "export", "import"),
     *("import-aegis", "upgrade", "bench"),
 )
 
@@ -218,7 +218,16 @@ def test_the_history_takes_a_line_a_run_in_80_columns(run: Run, filled: Path) ->
 def test_no_command_but_prune_removes_events_by_opening_a_store(run: Run, filled: Path, tmp_path: Path) -> None:
     state = tmp_path / "state.json"
     state.write_text('{"version": 1, "sessions": [], "events": []}')
-    others = ["inspect", "inspect run-1", "sessions", "events run-1", "policy show", "policy set --max-events 2000", "upgrade"]
+    others = [
+        "inspect",
+        "inspect run-1",
+        "sessions",
+        "events run-1",
+        "tail",
+        "policy show",
+        "policy set --max-events 2000",
+        "upgrade",
+    ]
     for command in [*others, f"import-aegis {state}", "prune"]:
         assert run(*command.split(), "--db", str(filled)).returncode == 0, command
     with EventStore.open(filled, prune_on_open=False) as store:
