@@ -7,17 +7,27 @@ back to the event loop once per commit. Everything else runs on threads of the s
 import asyncio
 import functools
 import os
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import Any, ClassVar, Concatenate, Final, Literal, ParamSpec, Self, TypeVar, overload
 
 from aegis_store import append as appends
+from aegis_store import follow as following
 from aegis_store.append import APPEND_SQL, Prepared
 from aegis_store.connections import Durability
-from aegis_store.events import Event, Json
-from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS, DEFAULT_MAINTAIN_EVERY, MAX_WAITING_APPENDS, THREADS_OF_ASYNC
+from aegis_store.errors import StoreClosed
+from aegis_store.events import Event, EventsMissed, Json
+from aegis_store.read import OnGap
+from aegis_store.settings import (
+    DEFAULT_BUSY_TIMEOUT_MS,
+    DEFAULT_MAINTAIN_EVERY,
+    FOLLOW_GATHER_S,
+    FOLLOW_LOOK_S,
+    MAX_WAITING_APPENDS,
+    THREADS_OF_ASYNC,
+)
 from aegis_store.sqlite_errors import ConstraintRefused
 from aegis_store.store import EventStore
 from aegis_store.turns import NoTurn, Rows, Statement
@@ -187,6 +197,73 @@ class AsyncEventStore:
     append_many = _off_loop(EventStore.append_many)
     read = _off_loop(EventStore.read)
     read_all = _off_loop(EventStore.read_all)
+
+    @overload
+    def follow(
+        self,
+        session_id: str | None = None,
+        *,
+        after: int | None = None,
+        last: int | None = None,
+        timeout: float | None = None,
+        types: Collection[str] | None = None,
+        on_gap: Literal["raise"] = "raise",
+    ) -> AsyncGenerator[Event, None]: ...
+
+    @overload
+    def follow(
+        self,
+        session_id: str | None = None,
+        *,
+        after: int | None = None,
+        last: int | None = None,
+        timeout: float | None = None,
+        types: Collection[str] | None = None,
+        on_gap: Literal["skip"],
+    ) -> AsyncGenerator[Event | EventsMissed, None]: ...
+
+    async def follow(
+        self,
+        session_id: str | None = None,
+        *,
+        after: int | None = None,
+        last: int | None = None,
+        timeout: float | None = None,
+        types: Collection[str] | None = None,
+        on_gap: OnGap = "raise",
+    ) -> AsyncGenerator[Event | EventsMissed, None]:
+        """As `EventStore.follow`, for `async for`; what that raises at the call is raised at the first event."""
+        db, rung = self._store._db, asyncio.Event()
+
+        def ring() -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(rung.set)
+
+        timeout_s = following.checked_timeout_s(timeout)
+        begin = functools.partial(following.following, db, session_id, after=after, last=last, types=types, on_gap=on_gap)
+        follower = await self._run(begin)
+        try:
+            until_s = self._loop.time() + timeout_s
+            while True:
+                batch = await self._run(functools.partial(follower.next_batch, db))
+                for event in batch:
+                    yield event
+                if batch:
+                    until_s = self._loop.time() + timeout_s
+                    continue
+                left_s = until_s - self._loop.time()
+                if left_s <= 0:
+                    return
+                await self._run(functools.partial(db.watcher.subscribe, ring))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(rung.wait(), min(left_s, FOLLOW_LOOK_S))
+                rung.clear()
+                await asyncio.sleep(FOLLOW_GATHER_S)
+        except StoreClosed:
+            if not db.was_closed:  # but belongs to the parent of this process
+                raise
+        finally:
+            db.watcher.unsubscribe(ring)
 
     retention_policy = _off_loop(EventStore.retention_policy)
     set_retention_policy = _off_loop(EventStore.set_retention_policy)

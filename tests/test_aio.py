@@ -15,6 +15,7 @@ from aegis_store import (
     AsyncEventStore,
     EventIdConflict,
     EventStore,
+    EventsTruncated,
     EventTooLarge,
     InvalidEvent,
     NewEvent,
@@ -58,7 +59,7 @@ def test_a_method_has_the_same_arguments_and_a_text(name: str) -> None:
     ours, theirs = getattr(AsyncEventStore, name), getattr(EventStore, name)
     assert list(inspect.signature(ours).parameters.values()) == list(inspect.signature(theirs).parameters.values())
     assert inspect.getdoc(ours)
-    assert name == "open" or inspect.iscoroutinefunction(ours)
+    assert name in ("open", "follow") or inspect.iscoroutinefunction(ours)
 
 
 def test_what_is_appended_is_read_and_what_goes_is_told(path: Path) -> None:
@@ -309,3 +310,79 @@ def test_a_loop_that_ended_while_its_appends_waited_leaves_the_store_to_the_othe
     store = asyncio.run(main())
     assert store.append("s", "t", "after").seq >= 1
     store.close()
+
+
+# Follow
+
+
+def test_a_follower_gets_what_is_stored_then_what_comes_in_order(path: Path) -> None:
+    async def steps(store: AsyncEventStore) -> None:
+        await store.create_session("s", max_events=UNLIMITED)
+        await store.append_many("s", [NewEvent(type="t", payload=number) for number in range(150)])
+
+        async def follow(session_id: str | None) -> list[Any]:
+            return [event.payload async for event in store.follow(session_id, timeout=1)]
+
+        followers = [asyncio.create_task(follow(session_id)) for session_id in ("s", "s", None)]
+        for number in range(150, 300):
+            await store.append("s", "t", number)
+        for found in await asyncio.gather(*followers):
+            assert found == list(range(300))
+
+    use(path, steps)
+
+
+def test_a_follower_hears_of_what_another_process_wrote_and_ends_with_the_store(path: Path) -> None:
+    async def main() -> None:
+        store = await AsyncEventStore.open(path, durability="process")
+        await store.create_session("s")
+        found: list[Any] = []
+
+        async def follow() -> None:
+            async for event in store.follow("s"):
+                found.append(event.payload)  # noqa: PERF401 - which the test reads meanwhile
+
+        follower = asyncio.create_task(follow())
+        with EventStore.open(path, prune_on_open=False) as other:
+            for number in range(3):
+                await asyncio.to_thread(other.append, "s", "t", number)
+                while len(found) <= number:
+                    await asyncio.sleep(0.001)
+        await store.close()
+        await asyncio.wait_for(follower, WAIT_S)
+        assert found == [0, 1, 2]
+
+    asyncio.run(main())
+
+
+def test_what_retention_took_is_told_to_a_follower(path: Path) -> None:
+    async def steps(store: AsyncEventStore) -> None:
+        await store.create_session("s", max_events=2)
+        await store.append_many("s", [NewEvent(type="t", payload=number) for number in range(5)])
+        with pytest.raises(EventsTruncated):
+            await anext(store.follow("s", after=0, timeout=0))
+        found = [event async for event in store.follow("s", after=0, timeout=0, on_gap="skip")]
+        assert [type(one).__name__ for one in found] == ["EventsMissed", "Event", "Event"]
+        with pytest.raises(SessionNotFound):
+            await anext(store.follow("nobody"))
+
+    use(path, steps)
+
+
+def test_a_follower_that_is_left_or_cancelled_leaves_nothing_behind(path: Path) -> None:
+    async def steps(store: AsyncEventStore) -> None:
+        await store.create_session("s")
+        await store.append("s", "t", 0)
+        stream = store.follow("s")
+        assert (await anext(stream)).payload == 0
+        await stream.aclose()
+        stream = store.follow("s", after=1)
+        task = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await stream.aclose()
+        assert not store._store._db.watcher._rings
+
+    use(path, steps)

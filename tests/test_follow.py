@@ -236,10 +236,10 @@ def test_a_commit_of_this_process_rings_at_once(store: EventStore) -> None:
 def test_a_commit_that_waited_in_the_line_rings_too(store: EventStore) -> None:
     store.create_session("s")
     reader = waiting_reader(store, "s")
-    with store._db._turns.lock:
+    with store._db.turns.lock:
         writer = threading.Thread(target=store.append, args=("s", "t", 1))
         writer.start()
-        wait_until(lambda: bool(store._db._turns._line))
+        wait_until(lambda: bool(store._db.turns._line))
     assert reader.next().payload == 1
     writer.join()
 
@@ -285,14 +285,14 @@ def test_where_the_watcher_meets_an_error_it_goes_on(
 ) -> None:
     store.create_session("s")
     reader = waiting_reader(store, "s")
-    data_version, failed = watcher._data_version, threading.Event()
+    data_version, failed = watcher.Watcher._data_version, threading.Event()
 
-    def failing_once(_: Any) -> int:
-        monkeypatch.setattr(watcher, "_data_version", data_version)
+    def failing_once(_: watcher.Watcher) -> int:
+        monkeypatch.setattr(watcher.Watcher, "_data_version", data_version)
         failed.set()
         raise driver.dbapi.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(watcher, "_data_version", failing_once)
+    monkeypatch.setattr(watcher.Watcher, "_data_version", failing_once)
     assert failed.wait(WAIT_S)
     shell.execute(APPEND_BY_HAND)
     assert reader.next().payload == "by hand"

@@ -28,7 +28,7 @@ from aegis_store.bench import append, following, groups, opening, processes, pru
 from aegis_store.bench.measure import Figures, OnTurn, Row, measured
 from aegis_store.bench.room import Room, template
 
-_ALL: Final = [
+ROWS: Final = [
     *append.ROWS,
     *groups.ROWS,
     *processes.ROWS,
@@ -38,11 +38,7 @@ _ALL: Final = [
     *opening.ROWS,
 ]
 
-# AT MERGE: all rows, when none is missing any more.
-ROWS: Final = [row for row in _ALL if not row.missing]
-LEFT_OUT: Final = [row for row in _ALL if row.missing]
-
-MEASURES: Final = tuple(dict.fromkeys(row.measure for row in _ALL))
+MEASURES: Final = tuple(dict.fromkeys(row.measure for row in ROWS))
 """The families of rows, in the order of the table."""
 
 

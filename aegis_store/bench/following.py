@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from aegis_store.bench.measure import Row, Sides, Turn
 from aegis_store.bench.processes import answer, children
@@ -22,9 +22,6 @@ _END: Final = "end"
 # So long between two events, so that the follower waits again, and finds no event that it need not wait for.
 _PAUSE_S: Final = 0.002
 _PATIENCE_S: Final = 30.0
-
-# AT MERGE: drop `_MISSING`, and call `store.follow` without `Any`.
-_MISSING: Final = "" if hasattr(EventStore, "follow") else "EventStore.follow"
 
 Receive = Callable[[], float]
 """When the follower had the event that was just appended, by `time.perf_counter`, which is the same in all processes."""
@@ -59,7 +56,7 @@ def _follow_here(line: Connection, path: Path) -> None:
         _follow(store, line.send)
 
 
-def _follow(store: Any, received: Callable[[float], object]) -> None:
+def _follow(store: EventStore, received: Callable[[float], object]) -> None:
     for event in store.follow(_FOLLOWED, after=0):
         if event.type == _END:
             return
@@ -81,6 +78,6 @@ def _turn(store: EventStore, seconds: float, receive: Receive) -> Turn:
 
 
 ROWS: Final = [
-    Row("follow", "follow, same process", "", in_process, _MISSING),
-    Row("follow", "follow, across processes", "", across_processes, _MISSING),
+    Row("follow", "follow, same process", "", in_process),
+    Row("follow", "follow, across processes", "", across_processes),
 ]

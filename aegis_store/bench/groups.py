@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import aegis_store
+from aegis_store.aio import AsyncEventStore
 from aegis_store.bench import floor
 from aegis_store.bench.append import append_to
 from aegis_store.bench.measure import Row, Sides, Turn, repeated
@@ -21,10 +21,6 @@ from aegis_store.store import EventStore
 _THREADS: Final = (1, 8, 64)
 _TASKS: Final = 64
 _DURABILITIES: Final[tuple[Durability, ...]] = ("process", "power")
-
-# AT MERGE: import AsyncEventStore at the top instead, and drop `_MISSING`.
-_AsyncEventStore: Final[Any] = getattr(aegis_store, "AsyncEventStore", None)
-_MISSING: Final = "" if _AsyncEventStore else "AsyncEventStore"
 
 
 @contextmanager
@@ -54,28 +50,32 @@ def combined(turns: list[Turn], seconds: float) -> Turn:
 @contextmanager
 def tasks(room: Room, count: int, durability: Durability) -> Iterator[Sides]:
     """So many asyncio tasks, each of which appends one event after the other to the same store."""
-    path, numbers = room.store("store.db"), itertools.count()
-    with floor.lone_writer(room.store("floor.db"), durability, room.seconds) as lone:
-        yield Sides(lambda: asyncio.run(_tasks_turn(path, count, durability, room.seconds, numbers)), lone)
+    with floor.lone_writer(room.store("floor.db"), durability, room.seconds) as lone, asyncio.Runner() as runner:
+        store, numbers = runner.run(_opened(room.store("store.db"), durability)), itertools.count()
+        try:
+            runner.run(_repeated(store, 0.0, itertools.count(), WARM_UP))
+            yield Sides(lambda: runner.run(_tasks_turn(store, count, room.seconds, numbers)), lone)
+        finally:
+            runner.run(store.close())
 
 
-async def _tasks_turn(path: Path, count: int, durability: Durability, seconds: float, numbers: Iterator[int]) -> Turn:
-    async with _AsyncEventStore.open(path, durability=durability) as store:
-        for _ in range(WARM_UP):
-            number = next(numbers)
-            await store.append(session_of(number), TYPE, payload_of(number))
-        began = time.perf_counter()
-        turns = await asyncio.gather(*(_task(store, seconds, numbers) for _ in range(count)))
-        return combined(turns, time.perf_counter() - began)
+async def _opened(path: Path, durability: Durability) -> AsyncEventStore:
+    return await AsyncEventStore.open(path, durability=durability)
 
 
-async def _task(store: Any, seconds: float, numbers: Iterator[int]) -> Turn:
+async def _tasks_turn(store: AsyncEventStore, count: int, seconds: float, numbers: Iterator[int]) -> Turn:
+    began = time.perf_counter()
+    turns = await asyncio.gather(*(_repeated(store, seconds, numbers) for _ in range(count)))
+    return combined(turns, time.perf_counter() - began)
+
+
+async def _repeated(store: AsyncEventStore, seconds: float, numbers: Iterator[int], at_least: int = 1) -> Turn:
     """As `repeated`, with `await`."""
     clock = time.perf_counter
     taken: list[float] = []
     started = clock()
     until = started + seconds
-    while started < until or not taken:
+    while started < until or len(taken) < at_least:
         number = next(numbers)
         await store.append(session_of(number), TYPE, payload_of(number))
         ended = clock()
@@ -95,7 +95,7 @@ ROWS: Final = [
         for n in _THREADS
     ),
     *(
-        Row("groups", f"{_TASKS} tasks, {durability}", "events", partial(tasks, count=_TASKS, durability=durability), _MISSING)
+        Row("groups", f"{_TASKS} tasks, {durability}", "events", partial(tasks, count=_TASKS, durability=durability))
         for durability in _DURABILITIES
     ),
 ]

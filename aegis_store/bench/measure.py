@@ -50,14 +50,13 @@ class Row:
     """One row of the table: how its two sides are set up, in a room of their own.
 
     `measure` is its family, by which `--only` chooses it; `unit` is what is counted (""
-    where only latencies are of interest). `missing` names what this version lacks for it: such a row is left out.
+    where only latencies are of interest).
     """
 
     measure: str
     name: str
     unit: str
     sides: Callable[[Room], AbstractContextManager[Sides]]
-    missing: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,12 +97,11 @@ def _bench_rows(directory: Path | None, only: list[Measure], pairs: int, seconds
         fsync = fsync_us(place)
         task = bar.add_task("Measuring", total=len(rows) * pairs)
         figures = list(bench.run(place, rows, pairs=pairs, seconds=seconds, on_turn=lambda: bar.advance(task)))
-    left_out = [f"{row.name} (no {row.missing} in this version)" for row in bench.LEFT_OUT if not only or row.measure in only]
     if as_json:
         given = {"machine": bench.machine(), "pairs": pairs, "seconds": seconds, "fsync_us": fsync}
-        show_json({**given, "rows": [_plain(row) for row in figures], "left_out": left_out})
+        show_json({**given, "rows": [_plain(row) for row in figures]})
     else:
-        _show_rows(figures, left_out)
+        _show_rows(figures)
         _show_machine(fsync, pairs, seconds)
 
 
@@ -148,16 +147,14 @@ def _plain(figures: "Figures | StoredFigures") -> dict[str, Any]:
     return asdict(figures)
 
 
-def _show_rows(figures: "list[Figures]", left_out: list[str]) -> None:
-    from aegis_store.cli.terminal import count, show, show_table, table
+def _show_rows(figures: "list[Figures]") -> None:
+    from aegis_store.cli.terminal import count, show_table, table
 
     def rate(row: "Figures") -> str:
         return f"{count(int(row.store.per_second))} {row.unit}" if row.unit else "-"
 
     rows = ((row.name, rate(row), *_latencies(row.store), _ratio(row.ratio)) for row in figures)
     show_table(table("measure", ">per second", ">p50", ">p99", ">max", ">of floor"), rows)
-    for line in left_out:
-        show(f"Left out: {line}.")
 
 
 def _show_stored(figures: "list[StoredFigures]") -> None:
