@@ -26,10 +26,6 @@ Rows = list[tuple[Any, ...]]
 _SETTLED_POLL_S: Final = 0.0002
 
 
-# Between two looks at whether the line still grows.
-_GATHER_S: Final = 0.0
-
-
 class NoTurn(Exception):
     """The wait in the line was in vain: the caller is to see for himself whether he can write."""
 
@@ -240,7 +236,6 @@ class Turns:
             while not self._is_stopped:
                 self._bell.acquire()
                 while self._line:
-                    self._gather()
                     file_lock.acquire()
                     try:
                         with self.lock:
@@ -249,13 +244,6 @@ class Turns:
                         file_lock.release()
         finally:
             file_lock.close()
-
-    def _gather(self) -> None:
-        """Let those who are on their way arrive: as long as the line grows, others are at work, and get the processor first."""
-        seen = 0
-        while seen < len(self._line):
-            seen = len(self._line)
-            time.sleep(_GATHER_S)
 
     def _serve_first(self) -> None:
         try:
