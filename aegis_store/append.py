@@ -13,9 +13,9 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import BigInteger, Connection, Text, bindparam, func, insert, literal_column, select
-from sqlalchemy.dialects import sqlite
 
 from aegis_store import payload as payloads
+from aegis_store.connections import driver_text
 from aegis_store.database import Database
 from aegis_store.errors import EventIdConflict, EventTooLarge, InvalidEvent, SequenceConflict, shown
 from aegis_store.events import Event, Json, NewEvent, checked_text, from_us, to_us
@@ -45,7 +45,7 @@ def _compiled_insert() -> str:
         .from_select(["session", "seq", "bytes_before", *given], row, include_defaults=False)
         .returning(event.c.seq, event.c.position)
     )
-    return str(statement.compile(dialect=sqlite.dialect(paramstyle="named")))
+    return driver_text(statement)
 
 
 APPEND_SQL: Final = _compiled_insert()

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import ClauseElement, Connection, Engine, create_engine
 from sqlalchemy import event as sa_event
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.pool import Pool
 
 from aegis_store import driver
@@ -16,6 +17,11 @@ from aegis_store.target import Target
 Durability = Literal["power", "process"]
 
 _SYNCHRONOUS: Final[dict[str, tuple[str, int]]] = {"power": ("FULL", 2), "process": ("NORMAL", 1)}
+
+
+def driver_text(statement: ClauseElement) -> str:
+    """A statement as text for the driver, with named parameters: compiled once, since SQLAlchemy takes its time."""
+    return str(statement.compile(dialect=sqlite.dialect(paramstyle="named")))
 
 
 @dataclass(frozen=True, slots=True)

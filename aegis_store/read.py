@@ -3,14 +3,15 @@
 Each page is one short snapshot, found through an index at both ends, so it costs the same at the start and at the end.
 """
 
-from collections.abc import Collection
-from typing import Any, Final, Literal
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final, Literal, NamedTuple, cast
 
-from sqlalchemy import Connection, Integer, Row, bindparam, select
+from sqlalchemy import Connection, Integer, bindparam, select
 
 from aegis_store import payload as payloads
 from aegis_store import sessions
-from aegis_store.errors import CursorAhead, EventsTruncated, InvalidEvent, InvalidInput, shown
+from aegis_store.connections import driver_text
+from aegis_store.errors import CursorAhead, EventsTruncated, InvalidEvent, InvalidInput, SessionNotFound, shown
 from aegis_store.events import Event, Page, checked_count, checked_text, from_us
 from aegis_store.schema import event, session, store
 from aegis_store.settings import FILTERED_SCAN_EVENTS, MAX_PAGE_EVENTS, MAX_TYPES
@@ -20,20 +21,40 @@ OnGap = Literal["raise", "skip"]
 
 _MAX_CURSOR: Final = 2**63 - 1
 
-# Built once: SQLAlchemy takes longer to build a statement than SQLite to carry it out.
-_PAGE: Final = (
-    select(event)
+# What an event is made of, in the order in which `_events` takes it.
+_COLUMNS: Final = tuple(
+    event.c[name]
+    for name in ("seq", "position", "type", "payload", "occurred_at", "recorded_at", "event_id", "run_id", "payload_ref")
+)
+_PAGE_OF_TYPES: Final = (
+    select(*_COLUMNS)
     .where(event.c.session == bindparam("key"), event.c.seq > bindparam("start"), event.c.seq <= bindparam("stop"))
+    .where(event.c.type.in_(bindparam("types", expanding=True)))
     .order_by(event.c.seq)
     .limit(bindparam("most", type_=Integer))
 )
-_PAGE_OF_TYPES: Final = _PAGE.where(event.c.type.in_(bindparam("types", expanding=True)))
-_PAGE_OF_ALL: Final = (
-    select(event, session.c.session_id)
-    .join_from(event, session, session.c.id == event.c.session)
-    .where(event.c.position > bindparam("start"), session.c.session_id.is_not(None))
-    .order_by(event.c.position)
-    .limit(bindparam("most", type_=Integer))
+
+# The others go to the driver as text, and come back as its rows: SQLAlchemy's take more time than decoding the payloads.
+_LIMITED: Final = "{} LIMIT :most"
+_PAGE: Final = _LIMITED.format(
+    driver_text(
+        select(*_COLUMNS)
+        .where(event.c.session == bindparam("key"), event.c.seq > bindparam("start"), event.c.seq <= bindparam("stop"))
+        .order_by(event.c.seq)
+    )
+)
+_PAGE_OF_ALL: Final = _LIMITED.format(
+    driver_text(
+        select(*_COLUMNS, session.c.session_id)
+        .join_from(event, session, session.c.id == event.c.session)
+        .where(event.c.position > bindparam("start"), session.c.session_id.is_not(None))
+        .order_by(event.c.position)
+    )
+)
+_PLACE: Final = driver_text(
+    select(session.c.id, session.c.first_seq, session.c.last_seq, session.c.removed_at, session.c.removed_reason).where(
+        session.c.session_id == bindparam("name")
+    )
 )
 _REMOVED: Final = select(store.c.removed_position, store.c.removed_at, store.c.removed_reason)
 _LAST_POSITION: Final = "SELECT seq FROM sqlite_sequence WHERE name = 'event'"
@@ -51,29 +72,44 @@ def page(
     """Events after the cursor; see `EventStore.read`."""
     checked_count("limit", limit, 1, MAX_PAGE_EVENTS)
     wanted = checked_types(types)
-    row, after = place_of(conn, session_id, after_seq=after_seq, skips=checked_skips(on_gap))
-    start = max(after, row.first_seq - 1)
+    place, after = place_of(conn, session_id, after_seq=after_seq, skips=checked_skips(on_gap))
+    start = max(after, place.first_seq - 1)
     # Filtering looks at a bounded stretch, found or not, so that a rare type does not make a page a scan.
-    stop = min(row.last_seq, start + (limit if wanted is None else FILTERED_SCAN_EVENTS))
-    bounds = {"key": row.id, "start": start, "stop": stop, "most": limit}
-    rows = conn.execute(_PAGE, bounds) if wanted is None else conn.execute(_PAGE_OF_TYPES, {**bounds, "types": wanted})
-    events = [event_of(conn, session_id, found) for found in rows]
+    stop = min(place.last_seq, start + (limit if wanted is None else FILTERED_SCAN_EVENTS))
+    bounds = {"key": place.key, "start": start, "stop": stop, "most": limit}
+    if wanted is None:
+        events = _events(conn, session_id, _fetched(conn, _PAGE, bounds))
+        if len(events) != stop - start:
+            raise damaged(conn, f"events between {start + 1} and {stop} of session {shown(session_id)} are missing")
+    else:
+        events = _events(conn, session_id, conn.execute(_PAGE_OF_TYPES, {**bounds, "types": wanted}))
     seen = events[-1].seq if len(events) == limit else stop
-    if wanted is None and len(events) != stop - start:
-        raise damaged(conn, f"events between {start + 1} and {stop} of session {shown(session_id)} are missing")
     return Page(
         events=events,
-        first_seq=row.first_seq,
-        last_seq=row.last_seq,
+        first_seq=place.first_seq,
+        last_seq=place.last_seq,
         next_after_seq=seen,
-        has_more=seen < row.last_seq,
+        has_more=seen < place.last_seq,
         missed=start - after,
     )
 
 
-def place_of(conn: Connection, session_id: str, *, after_seq: int | None, skips: bool) -> tuple[Row[Any], int]:
-    """The session's row, and the cursor as a number. Raises what an unknown session and a cursor that cannot be raise."""
-    row = sessions.row_of(conn, session_id)
+class Place(NamedTuple):
+    """What a session retains, and what was removed of it last."""
+
+    key: int
+    first_seq: int
+    last_seq: int
+    removed_at: int | None
+    removed_reason: str | None
+
+
+def place_of(conn: Connection, session_id: str, *, after_seq: int | None, skips: bool) -> tuple[Place, int]:
+    """What the session retains, and the cursor as a number. Raises what an unknown session and a bad cursor raise."""
+    found = _fetched(conn, _PLACE, {"name": sessions.known_id(session_id)})
+    if not found:
+        raise SessionNotFound(session_id=session_id)
+    row = Place(*found[0])
     oldest = row.first_seq - 1
     after: int = oldest if after_seq is None else checked_cursor("after_seq", after_seq)
     if after > row.last_seq:
@@ -96,8 +132,8 @@ def page_of_all(conn: Connection, *, after_position: int | None, limit: int, on_
     skips = checked_skips(on_gap)
     if after_position is not None:
         check_position(conn, checked_cursor("after_position", after_position), skips=skips)
-    rows = conn.execute(_PAGE_OF_ALL, {"start": after_position or 0, "most": limit})
-    return [event_of(conn, row.session_id, row) for row in rows]
+    rows = _fetched(conn, _PAGE_OF_ALL, {"start": after_position or 0, "most": limit})
+    return [event for *row, session_id in rows for event in _events(conn, session_id, [row])]
 
 
 def check_position(conn: Connection, after_position: int, *, skips: bool) -> None:
@@ -143,21 +179,30 @@ def checked_types(types: Collection[str] | None) -> list[str] | None:
     return [checked_text("types", type_, InvalidEvent) for type_ in types]
 
 
+def _fetched(conn: Connection, sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """The driver's rows."""
+    result = conn.exec_driver_sql(sql, parameters)
+    rows: Any = result.cursor.fetchall()
+    result.close()
+    return cast(list[tuple[Any, ...]], rows)
+
+
+def _events(conn: Connection, session_id: str, rows: Iterable[Sequence[Any]]) -> list[Event]:
+    """Rows of `_COLUMNS` as events. `StoreCorrupt` if a payload is not JSON."""
+    decode = payloads.decode
+    events = []
+    for seq, position, type_, text, occurred_us, recorded_us, event_id, run_id, payload_ref in rows:
+        try:
+            payload = decode(text)
+        except ValueError as error:
+            raise damaged(conn, f"payload of event {seq} of session {shown(session_id)}: {error}") from None
+        recorded_at = from_us(recorded_us)
+        occurred_at = recorded_at if occurred_us == recorded_us else from_us(occurred_us)
+        events.append(Event(session_id, seq, position, type_, payload, occurred_at, recorded_at, event_id, run_id, payload_ref))
+    return events
+
+
 def event_of(conn: Connection, session_id: str, row: Any) -> Event:
     """A row of the table `event` as an `Event`. `StoreCorrupt` if its payload is not JSON."""
-    try:
-        payload = payloads.decode(row.payload)
-    except ValueError as error:
-        raise damaged(conn, f"payload of event {row.seq} of session {shown(session_id)}: {error}") from None
-    return Event(
-        session_id,
-        row.seq,
-        row.position,
-        row.type,
-        payload,
-        from_us(row.occurred_at),
-        from_us(row.recorded_at),
-        row.event_id,
-        row.run_id,
-        row.payload_ref,
-    )
+    (found,) = _events(conn, session_id, [[getattr(row, column.name) for column in _COLUMNS]])
+    return found
