@@ -30,7 +30,7 @@ from aegis_store.target import Target
 PROCESSES = 8
 WRITERS = 4
 APPENDS = 2000
-ROUNDS = 20
+ROUNDS = 15
 WAIT_S = 120.0
 
 OpenStore = Callable[..., EventStore]
