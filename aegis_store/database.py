@@ -172,7 +172,8 @@ class Database:
         settle(group)
 
     def _note_commit(self) -> None:
-        self._checkpointer.note_write()
+        if _HAS_CHECKPOINTER:
+            self._checkpointer.note_write()
         if watcher.awake:
             watcher.note_commit(self.target.path)
 
