@@ -66,6 +66,12 @@ class Checkpointer:
                     thread.start()
                     self._thread = thread
 
+    def run(self) -> None:
+        """Checkpoint here and now, beside the writers: for who writes much, and is to do it himself, little by little."""
+        with self.at_work:
+            if not self._stopped.is_set():
+                _checkpoint(self._connected(), "PASSIVE")
+
     def stop(self) -> None:
         """Have it end, and wait for the checkpoint under way."""
         self._stopped.set()
@@ -86,12 +92,15 @@ class Checkpointer:
                 return
             try:
                 with self.at_work:
-                    if self._connection is None:
-                        self._connection = self._connect()
-                    self._keep_log_short(self._connection)
+                    self._keep_log_short(self._connected())
             except (driver.dbapi.Error, AegisStoreError) as error:
                 # What is in the log is safe there. The next write has it tried again.
                 log.warning("checkpoint put off: %s", error)
+
+    def _connected(self) -> Any:
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
 
     def _keep_log_short(self, connection: Any) -> None:
         state = _checkpoint(connection, "NOOP")

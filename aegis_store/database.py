@@ -177,6 +177,16 @@ class Database:
         if watcher.awake:
             watcher.note_commit(self.target.path)
 
+    def checkpoint(self) -> None:
+        """Bring what the log holds into the file, as far as readers allow; neither waits nor makes writers wait.
+
+        On a SQLite with the WAL-reset bug its own checkpoints, in a writer's commit, have to do.
+        """
+        self.check_writable()
+        if _HAS_CHECKPOINTER:
+            with self.errors():
+                self._checkpointer.run()
+
     def ask(self) -> float:
         """When this thread began to wait. A thread that has the turn, and came back through a signal handler, is refused."""
         if self._closed is not None or self.read_only:

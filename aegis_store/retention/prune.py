@@ -17,7 +17,7 @@ from aegis_store.retention.plan import PrunePlan, Truncation
 from aegis_store.retention.policy import RetentionPolicy
 from aegis_store.retention.runs import Run, Totals, Trigger
 from aegis_store.retention.truncate import NOTHING, Removed, bury, forget, let_writers_through, settle, truncate_slice
-from aegis_store.settings import ARCHIVE_FILE_EVENTS, PRUNE_SLICE_EVENTS
+from aegis_store.settings import ARCHIVE_FILE_EVENTS, PRUNE_CHECKPOINT_EVENTS, PRUNE_SLICE_EVENTS
 from aegis_store.stats import free_bytes
 
 OnProgress = Callable[[int, int], None]
@@ -140,6 +140,7 @@ class _Work:
         self._on_progress = on_progress
         self._archive = archive
         self._guard = guard
+        self._since_checkpoint = 0
         self._is_over_budget = False
 
     def carry_out(self, truncation: Truncation) -> None:
@@ -153,11 +154,20 @@ class _Work:
                 took_s = time.monotonic() - started
                 if self._on_progress is not None:
                     self._on_progress(self._run.totals.events, self._planned)
+                # First those who wait, whose fsync would else meet that of the checkpoint.
                 let_writers_through(took_s)
+                self._checkpoint(removed)
                 if removed.first_seq >= keep_from_seq:
                     break
         if truncation.forgets:
             self._forget(truncation)
+
+    def _checkpoint(self, removed: Removed) -> None:
+        """Now and then: little at a time, so that no writer meets a long fsync."""
+        self._since_checkpoint += removed.events
+        if self._since_checkpoint >= PRUNE_CHECKPOINT_EVENTS:
+            self._since_checkpoint = 0
+            self._db.checkpoint()
 
     def _stretches(self, truncation: Truncation) -> Iterator[int]:
         """How far to remove at a time: all at once, or as far as was archived just before.
