@@ -73,6 +73,7 @@ def test_a_writer_that_never_pauses_does_not_make_the_log_grow_without_bound(
     open_store: OpenStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpointer, "LOG_PAGES_MAX", 500)
+    monkeypatch.setattr(checkpointer, "LOG_PAGES_LIMIT", 1000)
     store, reader = open_store(), open_store(read_only=True)
     store.create_session("s", max_events=100)
     for number in range(3000):
