@@ -13,6 +13,11 @@ from aegis_store import EventStore, driver
 OpenStore = Callable[..., EventStore]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first, so that no worker waits for it at the end: the suite on the other driver."""
+    items.sort(key=lambda item: item.path.name != "test_drivers.py")
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty store, made once as every store is made: through the migrations."""
