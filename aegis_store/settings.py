@@ -48,16 +48,16 @@ BUDGET_LOW_WATER_PERCENT: Final = 80
 
 # A prune removes at most so many events a transaction, and so many bytes of payloads: 3 ms of work, which is what a writer
 # may wait. (Bytes, since a payload of 1 MiB lies in 130 pages, each of which is looked at when it goes.)
-PRUNE_SLICE_EVENTS: Final = 150
+PRUNE_SLICE_EVENTS: Final = 180
 PRUNE_SLICE_BYTES: Final = 8 * 1024 * 1024
 
 # After so many events a prune brings the log into the file itself: some hundred pages, a few ms, with the store open to
 # writers, whose fsync takes longer meanwhile. Left to the checkpointer's thread, which comes every 50 ms, a writer of 200
 # appends/s beside it had a p99 of 9 to 14 ms.
-PRUNE_CHECKPOINT_EVENTS: Final = 300
+PRUNE_CHECKPOINT_EVENTS: Final = 360
 
 # Between two slices a prune sleeps so long that writers who wait get in.
-PRUNE_PAUSE_MIN_S: Final = 0.0015
+PRUNE_PAUSE_MIN_S: Final = 0.001
 PRUNE_PAUSE_MAX_S: Final = 0.05
 
 # A writer that finds the store in use looks again after these times. SQLite's own handler sleeps up to 100 ms and lets
