@@ -116,7 +116,7 @@ class Database:
                 if is_ours:
                     yield self._fit_writer(asked_s).connection
                     return
-        with self.turns.in_line(self.patience_s, self.busy_timeout_ms / 1000):
+        with self.turns.in_line(self.patience_s, asked_s, self.busy_timeout_ms / 1000):
             yield self._fit_writer(asked_s).connection
 
     def execute_alone(self, sql: str, parameters: dict[str, Any], size_bytes: int = 0) -> Rows:
@@ -142,7 +142,7 @@ class Database:
 
     def execute_round_the_line(self, sql: str, parameters: dict[str, Any], asked_s: float) -> Rows:
         """As `execute_alone`, for who stood in the line in vain since `asked_s`."""
-        with self.turns.round_the_line(self.busy_timeout_ms / 1000):
+        with self.turns.round_the_line(asked_s, self.busy_timeout_ms / 1000):
             return self._execute(sql, parameters, asked_s)
 
     def _execute(self, sql: str, parameters: dict[str, Any], asked_s: float) -> Rows:

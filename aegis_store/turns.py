@@ -33,7 +33,7 @@ class NoTurn(Exception):
 class Statement:
     """A statement in the line. Who carries it out sets `rows` or `error`, then `is_settled`, then wakes who waits."""
 
-    __slots__ = ("error", "is_settled", "parameters", "rows", "size_bytes", "sql", "wake")
+    __slots__ = ("error", "is_settled", "is_taken", "parameters", "rows", "size_bytes", "sql", "wake")
 
     def __init__(
         self, sql: str, parameters: dict[str, Any], size_bytes: int, wake: Callable[[list["Statement"]], None]
@@ -44,6 +44,7 @@ class Statement:
         self.wake = wake
         self.rows: Rows = []
         self.error: Exception | None = None
+        self.is_taken = False
         self.is_settled = False
 
     def outcome(self) -> Rows:
@@ -147,15 +148,15 @@ class Turns:
 
     def _leave(self, statement: Statement) -> None:
         """Out of the line; if it is just being carried out, when it has happened, or not."""
-        if not self.withdraw(statement):
-            while self.lock.locked() and not statement.is_settled:
-                time.sleep(_SETTLED_POLL_S)
+        self.withdraw(statement)
+        while statement.is_taken and not statement.is_settled and self.lock.locked():
+            time.sleep(_SETTLED_POLL_S)
 
     @contextmanager
-    def in_line(self, patience_s: float, longest_s: float) -> Iterator[None]:
+    def in_line(self, patience_s: float, asked_s: float, longest_s: float) -> Iterator[None]:
         """The turn, when those before have had theirs; after `patience_s`, round the line.
 
-        Raises `StoreBusy` when another thread writes for `longest_s` more.
+        Raises `StoreBusy` when another thread still writes `longest_s` after `asked_s`.
         """
         turn = _Turn()
         try:
@@ -168,7 +169,7 @@ class Turns:
             if self.owner == threading.get_ident():  # before the turn ends, and somebody else has it
                 self.owner = 0
             turn.end()
-        with self.round_the_line(longest_s):
+        with self.round_the_line(asked_s, longest_s):
             yield
 
     def _stood(self, turn: _Turn, patience_s: float) -> bool:
@@ -182,10 +183,10 @@ class Turns:
         return False
 
     @contextmanager
-    def round_the_line(self, longest_s: float) -> Iterator[None]:
-        """The turn in this process, without asking for the file lock. Raises `StoreBusy` after `longest_s`."""
-        if not self.lock.acquire(timeout=longest_s):
-            raise StoreBusy(store=self._store, waited_ms=int((longest_s) * 1000))
+    def round_the_line(self, asked_s: float, longest_s: float) -> Iterator[None]:
+        """The turn in this process, without asking for the file lock. Raises `StoreBusy` `longest_s` after `asked_s`."""
+        if not self.lock.acquire(timeout=max(asked_s + longest_s - time.monotonic(), 0)):
+            raise StoreBusy(store=self._store, waited_ms=int((time.monotonic() - asked_s) * 1000))
         try:
             self.owner = threading.get_ident()
             yield
@@ -267,6 +268,7 @@ class Turns:
                 size_bytes += first.size_bytes
                 if taken and size_bytes > most_bytes:
                     break
+                first.is_taken = True  # before it is out of the line, so that nobody takes it for one that left
                 if self.withdraw(first):
                     taken.append(first)
         return taken

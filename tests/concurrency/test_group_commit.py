@@ -189,6 +189,18 @@ def test_who_waits_for_another_process_in_vain_is_told_how_long_and_has_written_
     assert store.append("s", "t", 0).seq == 1
 
 
+def test_who_waits_for_another_thread_in_vain_is_told_on_time_how_long(open_store: OpenStore) -> None:
+    store = open_store(busy_timeout_ms=400)
+    store.create_session("s")
+    with held(store):
+        for write in (lambda: store.append("s", "t", 0), lambda: store.set_status("s", "closed")):
+            started = time.monotonic()
+            with pytest.raises(StoreBusy) as busy:
+                write()
+            assert 380 <= busy.value.waited_ms <= (time.monotonic() - started) * 1000
+    assert store.append("s", "t", 1).seq == 1
+
+
 def test_a_line_that_is_not_served_is_gone_round(store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
