@@ -17,7 +17,13 @@ from aegis_store.retention.plan import PrunePlan, Truncation
 from aegis_store.retention.policy import RetentionPolicy
 from aegis_store.retention.runs import Run, Totals, Trigger
 from aegis_store.retention.truncate import NOTHING, Removed, bury, forget, let_writers_through, settle, truncate_slice
-from aegis_store.settings import ARCHIVE_FILE_EVENTS, PRUNE_CHECKPOINT_EVENTS, PRUNE_SLICE_EVENTS
+from aegis_store.settings import (
+    ARCHIVE_FILE_EVENTS,
+    PRUNE_CHECKPOINT_EVENTS,
+    PRUNE_FIRST_SLICE_EVENTS,
+    PRUNE_SLICE_EVENTS,
+    PRUNE_SLICE_S,
+)
 from aegis_store.stats import free_bytes
 
 OnProgress = Callable[[int, int], None]
@@ -141,6 +147,7 @@ class _Work:
         self._archive = archive
         self._guard = guard
         self._since_checkpoint = 0
+        self._slice_events = min(PRUNE_FIRST_SLICE_EVENTS, PRUNE_SLICE_EVENTS)
         self._is_over_budget = False
 
     def carry_out(self, truncation: Truncation) -> None:
@@ -191,17 +198,26 @@ class _Work:
 
     def _slice(self, truncation: Truncation, keep_from_seq: int, *, first: bool) -> Removed:
         with self._db.write() as conn:
+            began_s = time.monotonic()  # once the store was free
             self._check_guard(conn)
-            due = self._due(conn, truncation, PRUNE_SLICE_EVENTS)
+            due = self._due(conn, truncation, self._slice_events)
             if due is None:
                 return NOTHING
-            removed = truncate_slice(conn, due.row, min(due.keep_from_seq, keep_from_seq), due.reason)
+            keep_from_seq = min(due.keep_from_seq, keep_from_seq)
+            removed = truncate_slice(conn, due.row, keep_from_seq, due.reason, self._slice_events)
             if not removed.events:
                 return NOTHING
             totals = self._run.totals.plus(removed, due.reason, first_of_session=first)
             made = self._run.write(conn, totals)
         self._run.committed(made, totals)
+        self._adapt(time.monotonic() - began_s)
         return removed
+
+    def _adapt(self, slice_took_s: float) -> None:
+        """Make the next slice as large as fits in its time on this disk beside these writers: fast down, slowly up."""
+        least, most = PRUNE_FIRST_SLICE_EVENTS // 2, PRUNE_SLICE_EVENTS
+        factor = max(PRUNE_SLICE_S / slice_took_s, 0.5) if slice_took_s > PRUNE_SLICE_S else 1.25
+        self._slice_events = min(max(int(self._slice_events * factor), least), most)
 
     def _check_guard(self, conn: Connection) -> None:
         outcome = self._guard(conn) if self._guard is not None else None

@@ -30,12 +30,13 @@ class Removed(NamedTuple):
 NOTHING = Removed(0, 0)
 
 
-def truncate_slice(conn: Connection, row: Row[Any], keep_from_seq: int, reason: str) -> Removed:
-    """Remove the oldest events of the session below `keep_from_seq`, one slice at the most.
+def truncate_slice(conn: Connection, row: Row[Any], keep_from_seq: int, reason: str, most_events: int | None = None) -> Removed:
+    """Remove the oldest events of the session below `keep_from_seq`, one slice at the most, or `most_events` if that is less.
 
     `row` is the session's row, read in this transaction. The schema's trigger deletes what lies below the new `first_seq`.
     """
-    new_first_seq = min(keep_from_seq, row.first_seq + PRUNE_SLICE_EVENTS, row.last_seq + 1)
+    most = PRUNE_SLICE_EVENTS if most_events is None else min(most_events, PRUNE_SLICE_EVENTS)
+    new_first_seq = min(keep_from_seq, row.first_seq + most, row.last_seq + 1)
     if new_first_seq <= row.first_seq:
         return NOTHING
     history = StoredHistory(conn, row)
@@ -80,4 +81,4 @@ def forget(conn: Connection, key: int) -> None:
 
 def let_writers_through(slice_took_s: float) -> None:
     """Sleep between two slices, so that others who wait for the store get it: longer after a slice that took long."""
-    time.sleep(min(max(slice_took_s / 8, PRUNE_PAUSE_MIN_S), PRUNE_PAUSE_MAX_S))
+    time.sleep(min(max(slice_took_s / 16, PRUNE_PAUSE_MIN_S), PRUNE_PAUSE_MAX_S))
