@@ -121,6 +121,8 @@ if TYPE_CHECKING:
     from aegis_store.transfer.bring_lines import LinesReport as LinesReport
     from aegis_store.transfer.export import ExportReport as ExportReport
     from aegis_store.transfer.standing import Refusal as Refusal
+    from aegis_store.verify.report import Problem as Problem
+    from aegis_store.verify.report import VerifyReport as VerifyReport
 
 _ROOMS = {
     "aegis_store.aio": "AsyncEventStore",
@@ -142,6 +144,7 @@ _ROOMS = {
     "aegis_store.transfer.bring_lines": "LinesReport",
     "aegis_store.transfer.export": "ExportReport",
     "aegis_store.transfer.standing": "Refusal",
+    "aegis_store.verify.report": "Problem VerifyReport",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 

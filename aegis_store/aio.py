@@ -279,6 +279,7 @@ class AsyncEventStore:
 
     stats = _off_loop(EventStore.stats)
     health = _off_loop(EventStore.health)
+    verify = _off_loop(EventStore.verify)
 
     upgrade = staticmethod(_in_thread(EventStore.upgrade))
     compact = staticmethod(_in_thread(EventStore.compact))

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import BigInteger, Connection, Text, bindparam, func, insert, literal_column, select
 
 from aegis_store import payload as payloads
+from aegis_store.checksum import NEXT_SUM_SQL, content_sum
 from aegis_store.connections import driver_text
 from aegis_store.database import Database
 from aegis_store.errors import EventIdConflict, EventTooLarge, InvalidEvent, SequenceConflict, shown
@@ -36,13 +37,14 @@ def _compiled_insert() -> str:
         session.c.last_seq + literal_column("1"),
         session.c.total_bytes,
         *(bindparam(name, type_=BigInteger if name in times else Text) for name in given),
+        literal_column(NEXT_SUM_SQL),
     ).where(
         session.c.session_id == bindparam("session_id", type_=Text),
         session.c.last_seq == func.coalesce(expected, session.c.last_seq),
     )
     statement = (
         insert(event)
-        .from_select(["session", "seq", "bytes_before", *given], row, include_defaults=False)
+        .from_select(["session", "seq", "bytes_before", *given, "checksum"], row, include_defaults=False)
         .returning(event.c.seq, event.c.position)
     )
     return driver_text(statement)
@@ -111,6 +113,17 @@ def prepare(
         "payload_ref": None if payload_ref is None else checked_payload_ref(payload_ref),
         "expected_seq": None if expected_seq is None else _checked_seq(expected_seq),
     }
+    given = parameters
+    parameters["checksum"] = content_sum(
+        given["session_id"],
+        given["type"],
+        text,
+        occurred_us,
+        recorded_us,
+        given["event_id"],
+        given["run_id"],
+        given["payload_ref"],
+    )
     return Prepared(parameters["session_id"], payload, payload_bytes, occurred_at, recorded_at, parameters)
 
 
@@ -209,10 +222,11 @@ def _standing(conn: Connection, session: int, prepared: Prepared) -> Event | Non
     row = conn.execute(query).one_or_none()
     if row is None:
         return None
+    found = event_of(conn, prepared.session_id, row)
     content = tuple(given[name] for name in ("type", "run_id", "payload_ref"))
     if (row.type, row.run_id, row.payload_ref) != content or not payloads.same_text(row.payload, given["payload"]):
         raise EventIdConflict(session_id=prepared.session_id, event_id=given["event_id"], seq=row.seq)
-    return event_of(conn, prepared.session_id, row)
+    return found
 
 
 def prepare_all(session_id: str, events: Iterable[NewEvent]) -> list[Prepared]:

@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 from sqlalchemy import Row
 
 from aegis_store import payload as payloads
+from aegis_store.checksum import stored_sum
 from aegis_store.draft import Draft, path_of
 from aegis_store.errors import FileUnavailable, StoreCorrupt, shown
 from aegis_store.events import Json, from_us
@@ -129,9 +130,14 @@ class LinesWriter:
             "run_id": row.run_id,
             "payload_ref": row.payload_ref,
         }
+        self._check_sum(row, session_id)
         payload = self._embedded(row.payload, f"payload of event {row.seq} of session {shown(session_id)}")
         self._write_line(f'{{"event":{_to_text(fields)[:-1]},"payload":{payload}}}}}')
         self.events += 1
+
+    def _check_sum(self, row: Row[Any], session_id: str) -> None:
+        if row.checksum is not None and row.checksum != stored_sum(session_id, row):
+            raise self._corrupt(f"event {row.seq} of session {shown(session_id)} is not what was written: its checksum differs")
 
     def _time(self, us: int | None) -> str | None:
         try:

@@ -16,6 +16,9 @@ payload bytes of all earlier events of the session) of the first retained one sa
 So that a prune finds its work without looking at sessions that have none, a session carries three notes. `oldest_at`: no
 retained event was recorded before. `unsorted_seq`: from this seq on, `recorded_at` only rises (a clock may go back).
 `oversize`: it grew past the policy's `max_bytes`. They change once in many appends, and their indexes with them.
+
+So that damage to a row is seen, which SQLite does not notice, an event has a `checksum` (see `checksum`), and each record
+says what it holds a second time, whoever writes it (see `record_copy`).
 """
 
 from typing import Final
@@ -38,7 +41,9 @@ from sqlalchemy import (
     event as sa_event,
 )
 
-HEAD: Final = "0002"
+from aegis_store.record_copy import record_triggers
+
+HEAD: Final = "0003"
 """The revision that this library works with."""
 
 APPLICATION_ID: Final = 0x41454753
@@ -82,6 +87,8 @@ store = Table(
     Column("removed_position", _Int64, nullable=False, server_default="0"),
     Column("removed_at", _Int64),
     Column("removed_reason", Text),
+    Column("record_copy", Text, nullable=False, server_default=""),
+    Column("counter_sum", _Int64, nullable=False, server_default="0"),
     CheckConstraint("id = 1", name="one_row"),
     CheckConstraint("max_events >= 1", name="max_events"),
     CheckConstraint("max_event_bytes >= 1", name="max_event_bytes"),
@@ -119,6 +126,8 @@ session = Table(
     Column("unsorted_seq", _Int64, nullable=False, server_default="0"),
     Column("oversize", Integer, nullable=False, server_default="0"),
     Column("metadata", Text, nullable=False, server_default="{}"),
+    Column("record_copy", Text, nullable=False, server_default=""),
+    Column("counter_sum", _Int64, nullable=False, server_default="0"),
     UniqueConstraint("session_id"),
     CheckConstraint(
         "status IN ('initializing', 'idle', 'running', 'paused', 'intervening', 'closing', 'closed', 'completed', 'failed')",
@@ -163,6 +172,7 @@ tombstone = Table(
     Column("total_bytes", _Int64, nullable=False),
     Column("removed_at", _Int64),
     Column("removed_reason", Text),
+    Column("record_copy", Text, nullable=False, server_default=""),
     sqlite_strict=True,
 )
 
@@ -182,6 +192,7 @@ prune_run = Table(
     Column("duration_us", _Int64, nullable=False, server_default="0"),
     # NULL: at work, or killed.
     Column("outcome", Text),
+    Column("record_copy", Text, nullable=False, server_default=""),
     CheckConstraint("trigger IN ('startup', 'maintenance', 'api', 'cli')", name="trigger"),
     sqlite_strict=True,
     sqlite_autoincrement=True,
@@ -200,8 +211,9 @@ event = Table(
     Column("run_id", Text),
     Column("payload_ref", Text),
     Column("bytes_before", _Int64, nullable=False),
-    # TEXT on PostgreSQL too: JSONB refuses U+0000 and drops the sign of -0.0. The last column, since it overflows.
+    # TEXT on PostgreSQL too: JSONB refuses U+0000 and drops the sign of -0.0. Late, since it overflows.
     Column("payload", Text, nullable=False),
+    Column("checksum", _Int64),
     UniqueConstraint("session", "seq"),
     CheckConstraint("position >= 1", name="position"),
     sqlite_strict=True,
@@ -240,6 +252,7 @@ CREATE TRIGGER event_counts AFTER INSERT ON event BEGIN
     last_seq = NEW.seq,
     total_bytes = NEW.bytes_before + length(CAST(NEW.payload AS BLOB)),
     last_event_at = NEW.recorded_at,
+    counter_sum = counter_sum + 5 + 7 * length(CAST(NEW.payload AS BLOB)) + 11 * (NEW.recorded_at - coalesce(last_event_at, 0)),
     unsorted_seq = CASE WHEN NEW.recorded_at < last_event_at THEN NEW.seq ELSE unsorted_seq END
   WHERE id = NEW.session;
   UPDATE session SET oldest_at = NEW.recorded_at
@@ -252,7 +265,9 @@ CREATE TRIGGER event_counts AFTER INSERT ON event BEGIN
   UPDATE session SET
     first_seq = NEW.seq + 1 - coalesce(max_events, (SELECT max_events FROM store)),
     removed_at = NEW.recorded_at,
-    removed_reason = 'max_events'
+    removed_reason = 'max_events',
+    counter_sum = counter_sum + 13 * (NEW.recorded_at - coalesce(removed_at, 0))
+      + 3 * (NEW.seq + 1 - coalesce(max_events, (SELECT max_events FROM store)) - first_seq)
   WHERE id = NEW.session AND first_seq <= NEW.seq - coalesce(max_events, (SELECT max_events FROM store));
 END""",
     "event_guards_update": """
@@ -269,7 +284,9 @@ CREATE TRIGGER session_truncates AFTER UPDATE OF first_seq ON session WHEN NEW.f
   UPDATE store SET
     removed_position = gone.position,
     removed_at = NEW.removed_at,
-    removed_reason = NEW.removed_reason
+    removed_reason = NEW.removed_reason,
+    counter_sum = counter_sum + 3 * (gone.position - removed_position)
+      + 5 * (coalesce(NEW.removed_at, 0) - coalesce(removed_at, 0))
   FROM (SELECT position FROM event WHERE session = NEW.id AND seq < NEW.first_seq ORDER BY seq DESC LIMIT 1) AS gone
   WHERE gone.position > store.removed_position;
   UPDATE store SET retained_bytes = retained_bytes
@@ -333,7 +350,7 @@ WHEN EXISTS (SELECT 1 FROM tombstone WHERE session_id = NEW.session_id)
   SELECT RAISE(ABORT, 'aegis: a tombstone is not replaced, and a session that stands has none');
 END""",
     "tombstone_guards_update": """
-CREATE TRIGGER tombstone_guards_update BEFORE UPDATE ON tombstone BEGIN
+CREATE TRIGGER tombstone_guards_update BEFORE UPDATE ON tombstone WHEN OLD.record_copy <> '' BEGIN
   SELECT RAISE(ABORT, 'aegis: a tombstone does not change');
 END""",
     "tombstone_guards_delete": """
@@ -361,6 +378,7 @@ END""",
 CREATE TRIGGER store_guards_delete BEFORE DELETE ON store BEGIN
   SELECT RAISE(ABORT, 'aegis: the policy is changed, not deleted');
 END""",
+    **record_triggers(),
 }
 
 for _trigger in _SQLITE_TRIGGERS.values():

@@ -47,18 +47,19 @@ from aegis_store.events import (
     from_us,
     to_us,
 )
+from aegis_store.record_copy import intact
 from aegis_store.schema import NAMED, NO_CAP, event, session, tombstone
 from aegis_store.settings import MAX_PAGE_EVENTS
 from aegis_store.sqlite_errors import damaged
 
 _FIRST: Final = event.alias("first")
 _REMOVED_BYTES: Final = func.coalesce(_FIRST.c.bytes_before, session.c.total_bytes).label("removed_bytes")
-RECORD: Final = select(session, _REMOVED_BYTES).join_from(
+RECORD: Final = select(session, _REMOVED_BYTES, intact("session")).join_from(
     session, _FIRST, and_(_FIRST.c.session == session.c.id, _FIRST.c.seq == session.c.first_seq), isouter=True
 )
-"""The whole record of sessions: their rows, and `removed_bytes`."""
+"""The whole record of sessions: their rows, `removed_bytes`, and whether they are `intact`."""
 
-_ROW: Final = select(session).where(session.c.session_id == bindparam("name"))
+_ROW: Final = select(session, intact("session")).where(session.c.session_id == bindparam("name"))
 
 
 def now_us() -> int:
@@ -93,7 +94,14 @@ def row_of(conn: Connection, session_id: str) -> Row[Any]:
     row = conn.execute(_ROW, {"name": known_id(session_id)}).one_or_none()
     if row is None:
         raise SessionNotFound(session_id=session_id)
+    check_intact(conn, row)
     return row
+
+
+def check_intact(conn: Connection, row: Row[Any]) -> None:
+    """`StoreCorrupt` if a record, read together with `intact`, is not what was written."""
+    if not row.intact:
+        raise damaged(conn, f"the record of session {shown(row.session_id)} is not what was written")
 
 
 def get(conn: Connection, session_id: str) -> Session:
@@ -139,9 +147,11 @@ def create(conn: Connection, record: Mapping[str, Any]) -> Session:
 
 def after_tombstone(conn: Connection, record: Mapping[str, Any]) -> dict[str, Any]:
     """Where a session of that id goes on, if one was deleted or forgotten. `SessionExists` if that was another scope's."""
-    buried = conn.execute(select(tombstone).where(tombstone.c.session_id == record["session_id"])).one_or_none()
+    query = select(tombstone, intact("tombstone")).where(tombstone.c.session_id == record["session_id"])
+    buried = conn.execute(query).one_or_none()
     if buried is None:
         return {}
+    check_intact(conn, buried)
     if (buried.tenant, buried.owner) != (record["tenant"], record["owner"]):
         raise SessionExists(session_id=record["session_id"])
     return {
@@ -287,6 +297,7 @@ def _record(conn: Connection, row: Row[Any]) -> Session:
     def moment(us: int | None) -> datetime | None:
         return None if us is None else from_us(us)
 
+    check_intact(conn, row)
     try:
         metadata = payload.decode(row.metadata)
     except ValueError as error:

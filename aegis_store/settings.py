@@ -119,6 +119,9 @@ BUDGET_STEP_POSITIONS: Final = 10_000
 # The history of prunes is bounded as everything else: a run an hour makes six weeks.
 MAX_PRUNE_RUNS: Final = 1000
 
+# A verification tells of so many problems in words, and counts the rest: more than anyone reads.
+MAX_PROBLEMS: Final = 1000
+
 # How often a process that lives long prunes. Half an hour to a day is what logs elsewhere do (Kafka: 5 minutes, journald: at
 # each rotation); an hour bounds the growth and costs nothing that one would see.
 DEFAULT_MAINTAIN_EVERY: Final = timedelta(hours=1)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from aegis_store import EventStore, EventsTruncated, NewEvent, RetentionPolicy, StoreCorrupt, driver
+from aegis_store.record_copy import intact_sql
 
 Refused: type[Exception] = driver.dbapi.IntegrityError
 
@@ -339,6 +340,11 @@ class Breach(NamedTuple):
     harm: str
 
 
+def not_intact(table: str) -> str:
+    """Whether a record of that table differs from what it says a second time."""
+    return f"SELECT count(*) FROM {table} WHERE NOT ({intact_sql(table)})"
+
+
 BREACHES = {
     "event_guards_insert": Breach(NEXT_EVENT.replace("last_seq + 1", "99"), "SELECT count(*) FROM event WHERE seq = 99"),
     "event_counts": Breach(
@@ -370,7 +376,8 @@ BREACHES = {
         "SELECT count(*) FROM tombstone JOIN session USING (session_id)",
     ),
     "tombstone_guards_insert": Breach(
-        "INSERT OR REPLACE INTO tombstone VALUES ('gone', 'other', 'default', 0, 0, 1, 'x')",
+        "INSERT OR REPLACE INTO tombstone (session_id, tenant, owner, last_seq, total_bytes) "
+        "VALUES ('gone', 'other', 'default', 0, 0)",
         "SELECT tenant = 'other' FROM tombstone WHERE session_id = 'gone'",
     ),
     "tombstone_guards_update": Breach(
@@ -386,6 +393,20 @@ BREACHES = {
         "UPDATE store SET removed_position = removed_position - 1", "SELECT removed_position < 0 FROM store"
     ),
     "store_guards_delete": Breach("DELETE FROM store", "SELECT count(*) = 0 FROM store"),
+    "session_is_copied": Breach(
+        "INSERT INTO session (session_id, tenant, owner, status, created_at, updated_at) "
+        "VALUES ('new', 't', 'o', 'idle', 1, 1)",
+        not_intact("session"),
+    ),
+    "session_copy_follows": Breach("UPDATE session SET owner = 'other'", not_intact("session")),
+    "session_sum_follows": Breach("UPDATE session SET last_event_at = 7", not_intact("session")),
+    "store_copy_follows": Breach("UPDATE store SET max_event_bytes = 7", not_intact("store")),
+    "store_sum_follows": Breach("UPDATE store SET removed_position = 7", not_intact("store")),
+    "tombstone_is_copied": Breach("UPDATE session SET session_id = NULL WHERE session_id = 's'", not_intact("tombstone")),
+    "prune_run_is_copied": Breach(
+        "INSERT INTO prune_run (started_at, now, trigger) VALUES (1, 1, 'api')", not_intact("prune_run")
+    ),
+    "prune_run_copy_follows": Breach("UPDATE prune_run SET events = 7", not_intact("prune_run")),
 }
 
 

@@ -81,4 +81,5 @@ def event_row(number: int, session_id: str | None = None) -> dict[str, Any]:
         "run_id": None,
         "payload_ref": None,
         "expected_seq": None,
+        "checksum": None,  # which is ours alone
     }

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from aegis_store.cli import bench, demo, deploy, look, policy, prune, reclaim, tail, transfer
+from aegis_store.cli import bench, demo, deploy, look, policy, prune, reclaim, tail, transfer, verify
 from aegis_store.cli.options import Db, print_help_without_command
 
 app = typer.Typer(
@@ -52,5 +52,6 @@ app.command()(reclaim.reclaim)
 app.command()(transfer.export)
 app.command("import")(transfer.import_lines)
 app.command("import-aegis")(transfer.import_aegis)
+app.command()(verify.verify)
 app.command()(deploy.upgrade)
 app.command()(bench.bench)

@@ -11,12 +11,14 @@ from sqlalchemy import ColumnElement, Connection, Row, bindparam, false, func, s
 
 from aegis_store.errors import shown
 from aegis_store.events import Status, from_us, to_us
+from aegis_store.record_copy import intact
 from aegis_store.retention.policy import SessionState
 from aegis_store.schema import event, session
+from aegis_store.sessions import check_intact
 from aegis_store.sqlite_errors import damaged
 
 # All of a session's row but its metadata, which may be 64 KiB and decides nothing.
-SESSION_ROW: Final = select(*(column for column in session.c if column is not session.c.metadata))
+SESSION_ROW: Final = select(*(column for column in session.c if column not in (session.c.metadata, session.c.record_copy)))
 
 # From `low` on, the first event that is not below `bound`; `high` where all are. One statement, on the driver's own
 # parameters: through SQLAlchemy's compiler a plan over 2,000 sessions took twice as long.
@@ -36,12 +38,15 @@ SELECT seq FROM event WHERE session = :session AND seq >= :low AND seq < :high A
 _EVENT: Final = "SELECT bytes_before, recorded_at FROM event WHERE session = :session AND seq = :seq"
 
 
-_BY_KEY: Final = SESSION_ROW.where(session.c.id == bindparam("key"))
+_BY_KEY: Final = SESSION_ROW.add_columns(intact("session")).where(session.c.id == bindparam("key"))
 
 
 def session_row(conn: Connection, key: int) -> Row[Any] | None:
-    """The row of that session, without its metadata; None if it is gone."""
-    return conn.execute(_BY_KEY, {"key": key}).one_or_none()
+    """The row of that session, without its metadata; None if it is gone. `StoreCorrupt` if it is not what was written."""
+    row = conn.execute(_BY_KEY, {"key": key}).one_or_none()
+    if row is not None:
+        check_intact(conn, row)
+    return row
 
 
 class StoredHistory:

@@ -15,18 +15,22 @@ from sqlalchemy import Connection, Row, Select, func, select, update
 from aegis_store.database import Database
 from aegis_store.errors import InvalidPolicy, SessionNotFound
 from aegis_store.events import EPOCH, Session, from_us
+from aegis_store.record_copy import intact
 from aegis_store.retention.history import SESSION_ROW, over_bytes, sum_of_retained_bytes
 from aegis_store.retention.policy import RetentionPolicy
 from aegis_store.retention.truncate import let_writers_through, truncate_slice
 from aegis_store.schema import NAMED, NO_CAP, session, store
 from aegis_store.sessions import cap_of, change, row_of, stored_cap
 from aegis_store.settings import PRUNE_SLICE_EVENTS
+from aegis_store.sqlite_errors import damaged
 
-_POLICY: Final = select(store)
+_POLICY: Final = select(store, intact("store"))
 
 
 def policy_in_force(conn: Connection) -> RetentionPolicy:
     row = conn.execute(_POLICY).one()
+    if not row.intact:
+        raise damaged(conn, "the record of the policy and of what was removed is not what was written")
     return RetentionPolicy(
         max_events=cap_of(row.max_events),
         max_bytes=row.max_bytes,

@@ -11,11 +11,13 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from aegis_store.database import Database
 from aegis_store.events import checked_count, from_us, to_us
+from aegis_store.record_copy import intact
 from aegis_store.retention.plan import PrunePlan
 from aegis_store.retention.truncate import Removed
 from aegis_store.schema import prune_run
 from aegis_store.sessions import now_us
 from aegis_store.settings import MAX_PRUNE_RUNS
+from aegis_store.sqlite_errors import damaged
 
 Trigger = Literal["startup", "maintenance", "api", "cli"]
 
@@ -126,7 +128,10 @@ class Run:
 def history(conn: Connection, limit: int) -> list[PruneRun]:
     """The newest runs first, `limit` (1 to 1,000) of them."""
     checked_count("limit", limit, 1, MAX_PRUNE_RUNS)
-    rows = conn.execute(select(prune_run).order_by(prune_run.c.id.desc()).limit(limit))
+    rows = conn.execute(select(prune_run, intact("prune_run")).order_by(prune_run.c.id.desc()).limit(limit)).all()
+    for row in rows:
+        if not row.intact:
+            raise damaged(conn, f"the record of run {row.id} is not what was written")
     return [
         PruneRun(
             id=row.id,

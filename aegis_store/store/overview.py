@@ -4,6 +4,8 @@ from aegis_store import stats
 from aegis_store.events import Health, StoreStats
 from aegis_store.retention.health import health
 from aegis_store.store.base import OpenStore
+from aegis_store.verify.report import VerifyReport
+from aegis_store.verify.run import OnVerified, verify
 
 
 class Overview(OpenStore):
@@ -18,3 +20,16 @@ class Overview(OpenStore):
         """Whether the store is well, and what to look at if not. Looks at no session: it costs the same in every store."""
         with self._db.read() as conn:
             return health(conn, self._db.target, self._maintenance.state if self._maintenance else None)
+
+    def verify(self, *, on_progress: OnVerified | None = None) -> VerifyReport:
+        """Read the whole store, and tell what in it is not what was written. Changes nothing; works beside writers.
+
+        Looks at SQLite's structure (`PRAGMA integrity_check`, references), at tables and triggers, whether they are this
+        library's, and at all records and events: ranges without a gap, order, counters, caps, JSON, checksums. Damage does not
+        end it but is in the report; `StoreCorrupt` is raised only where the file cannot be opened at all.
+
+        Takes about 20 s a GiB here. The structure is looked at in one snapshot, for about half of that time, in which the
+        write-ahead log cannot be begun anew; sessions in short ones. `on_progress` is called with (events looked at, events in
+        the store). Interrupted at any point, nothing was changed.
+        """
+        return verify(self._db, on_progress)

@@ -16,7 +16,9 @@ from aegis_store.database import Database
 from aegis_store.errors import EventTooLarge, ImportRejected, StoreUnavailable, shown
 from aegis_store.events import Json
 from aegis_store.line_reader import EventLine, LinesReader, SessionLine
+from aegis_store.record_copy import intact
 from aegis_store.schema import event, session, store
+from aegis_store.sessions import check_intact
 from aegis_store.sqlite_errors import ConstraintRefused
 from aegis_store.transfer.ledger import Entry, Ledger, ledger
 from aegis_store.transfer.line_order import LineOrder
@@ -290,11 +292,14 @@ class _Writing:
 
 
 # Made once: to put it together would take as long as to carry it out.
-_STANDING: Final = select(session).where(session.c.session_id == bindparam("session_id"))
+_STANDING: Final = select(session, intact("session")).where(session.c.session_id == bindparam("session_id"))
 
 
 def _standing(conn: Connection, session_id: str) -> Row[Any] | None:
-    return conn.execute(_STANDING, {"session_id": session_id}).one_or_none()
+    row = conn.execute(_STANDING, {"session_id": session_id}).one_or_none()
+    if row is not None:
+        check_intact(conn, row)
+    return row
 
 
 def _insert_session(db: Database, conn: Connection, values: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""From 0001 to 0002: a store that the release before has filled is moved whole or not at all, and works on."""
+"""From 0001 to this schema: a store that an old release has filled is moved whole or not at all, and works on."""
 
 import gzip
 import math
@@ -86,10 +86,11 @@ def content(path: Path) -> dict[str, list[tuple[Any, ...]]]:
         "id, session_id, tenant, owner, status, max_events, hold, first_seq, last_seq, total_bytes, created_at, updated_at, "
         "ended_at, last_event_at, removed_at, removed_reason, metadata"
     )
+    event = "position, session, seq, type, occurred_at, recorded_at, event_id, run_id, payload_ref, bytes_before, payload"
     return {
         "store": rows(path, f"SELECT {store} FROM store"),
         "session": rows(path, f"SELECT {session} FROM session ORDER BY id"),
-        "event": rows(path, "SELECT * FROM event ORDER BY position"),
+        "event": rows(path, f"SELECT {event} FROM event ORDER BY position"),
         "sqlite_sequence": rows(path, "SELECT * FROM sqlite_sequence WHERE name IN ('session', 'event') ORDER BY name"),
     }
 
@@ -105,7 +106,7 @@ def seqs(store: EventStore, session_id: str) -> list[int]:
 def test_a_store_of_the_release_before_is_refused_with_the_command_to_run(old: Path, options: dict[str, bool]) -> None:
     with pytest.raises(SchemaMismatch) as caught:
         EventStore.open(old, **options)  # type: ignore[arg-type]
-    assert (caught.value.found, caught.value.expected) == ("0001", "0002")
+    assert (caught.value.found, caught.value.expected) == ("0001", schema.HEAD)
     assert "aegis-store upgrade" in str(caught.value)
 
 
@@ -127,15 +128,15 @@ MOVES: dict[str, Move] = {
 
 
 def test_upgrade_says_from_where_to_where(old: Path) -> None:
-    assert EventStore.upgrade(old) == ("0001", "0002")
-    assert EventStore.upgrade(old) == ("0002", "0002")
+    assert EventStore.upgrade(old) == ("0001", schema.HEAD)
+    assert EventStore.upgrade(old) == (schema.HEAD, schema.HEAD)
 
 
 @pytest.mark.parametrize("move", MOVES.values(), ids=list(MOVES))
 def test_the_content_comes_over_as_it_was(old: Path, move: Move) -> None:
     before = content(old)
     move(old)
-    assert revision(old) == ["0002"]
+    assert revision(old) == [schema.HEAD]
     assert content(old) == before
 
 
@@ -161,7 +162,7 @@ def test_a_second_move_changes_nothing(moved: Path) -> None:
     before = content(moved)
     for move in MOVES.values():
         move(moved)
-    assert (content(moved), revision(moved)) == (before, ["0002"])
+    assert (content(moved), revision(moved)) == (before, [schema.HEAD])
 
 
 def test_the_new_knobs_are_at_their_defaults_and_the_old_ones_as_they_were(moved: Path) -> None:
@@ -389,7 +390,7 @@ def test_two_moves_at_once_are_as_one(old: Path) -> None:
     processes = [alembic(*url_of(old), "upgrade", "head") for _ in range(2)]
     for process in processes:
         finished(process)
-    assert (content(old), revision(old)) == (before, ["0002"])
+    assert (content(old), revision(old)) == (before, [schema.HEAD])
 
 
 def test_a_move_waits_for_a_writer_of_the_release_before(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,8 +462,8 @@ def test_a_move_that_is_killed_has_happened_or_not(context: ForkServerContext, t
         process.join()
         assert rows(path, "PRAGMA integrity_check") == [("ok",)]
         assert content(path) == before
-        assert revision(path) in (["0001"], ["0002"])
-        assert EventStore.upgrade(path)[1] == "0002"
+        assert revision(path) in (["0001"], [schema.HEAD])
+        assert EventStore.upgrade(path)[1] == schema.HEAD
         assert content(path) == before
 
 
@@ -497,7 +498,7 @@ def test_a_move_that_fails_at_any_statement_leaves_the_store_as_it_was(old: Path
             left = 10**9
             assert (content(old), shape_of_file(old), revision(old)) == (before, shape_before, ["0001"])
     assert failures > 5
-    assert revision(old) == ["0002"]
+    assert revision(old) == [schema.HEAD]
 
 
 # As SQL
@@ -530,12 +531,12 @@ def test_the_move_as_sql_makes_the_same_schema(script: str, tmp_path: Path, temp
 
 def test_the_move_as_sql_from_0001_moves_a_store_as_alembic_does(old: Path, template: Path) -> None:
     before = content(old)
-    said = finished(alembic("upgrade", "0001:0002", "--sql"))
+    said = finished(alembic("upgrade", f"0001:{schema.HEAD}", "--sql"))
     sql = "\n".join(line for line in said.splitlines() if not line.startswith("INFO"))
     with closing(sqlite3_of(old)) as shell:
         shell.executescript(sql)
     assert differences(shape_of_file(old), shape_of_file(template)) == set()
-    assert (content(old), revision(old)) == (before, ["0002"])
+    assert (content(old), revision(old)) == (before, [schema.HEAD])
 
 
 def sqlite3_of(path: Path) -> sqlite3.Connection:
@@ -555,7 +556,7 @@ def test_a_store_without_sessions_goes_back_to_the_schema_of_0001(path: Path, ol
 
 def test_a_store_that_went_back_can_be_moved_again(path: Path, template: Path) -> None:
     finished(alembic(*url_of(path), "downgrade", "0001"))
-    assert EventStore.upgrade(path) == ("0001", "0002")
+    assert EventStore.upgrade(path) == ("0001", schema.HEAD)
     assert differences(shape_of_file(path), shape_of_file(template)) == set()
     with opened(path) as store:
         store.create_session("s")
@@ -588,13 +589,13 @@ def test_a_store_does_not_go_back_that_holds(path: Path, events: int, deleted: b
     before, shape_before = content(path), shape_of_file(path)
     said = failed(alembic(*url_of(path), "downgrade", "0001"))
     assert "sessions or tombstones" in said
-    assert (content(path), shape_of_file(path), revision(path)) == (before, shape_before, ["0002"])
+    assert (content(path), shape_of_file(path), revision(path)) == (before, shape_before, [schema.HEAD])
 
 
 def test_a_moved_store_does_not_go_back(moved: Path) -> None:
     before = content(moved)
     failed(alembic(*url_of(moved), "downgrade", "0001"))
-    assert (content(moved), revision(moved)) == (before, ["0002"])
+    assert (content(moved), revision(moved)) == (before, [schema.HEAD])
 
 
 def test_a_new_store_is_made_in_both_steps_one_after_the_other(tmp_path: Path, template: Path) -> None:

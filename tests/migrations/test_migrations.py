@@ -22,10 +22,10 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from aegis_store import EventStore, NewEvent, SchemaMismatch, StoreUnavailable, driver, migrate, schema
 from aegis_store.target import Target
+from aegis_store.verify.structure import Shape, shape
 
 ROOT = Path(__file__).resolve().parents[2]
 URL_VARIABLE = "AEGIS_STORE_URL"
-Shape = dict[tuple[str, str], str]
 INDEXES = (
     *("session_by_update", "session_by_status", "session_prunable", "session_forgettable", "session_ageing"),
     *("session_oversize", "event_by_event_id"),
@@ -76,19 +76,6 @@ def connect(path: Path) -> sqlite3.Connection:
 def revision(path: Path) -> list[str]:
     with closing(connect(path)) as connection:
         return [row[0] for row in connection.execute("SELECT version_num FROM alembic_version")]
-
-
-def shape(connection: Any) -> Shape:
-    """What `sqlite_schema` says of tables, indexes and triggers, Alembic's own table aside, whatever the white space.
-
-    SQLite quotes the name of a table that was renamed.
-    """
-    rows = connection.execute("SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
-    return {
-        (kind, name): " ".join(sql.replace(f'"{name}"', name).split()).replace("( ", "(").replace(" )", ")").replace(" ,", ",")
-        for kind, name, sql in rows
-        if name != "alembic_version"
-    }
 
 
 def shape_of_file(path: Path) -> Shape:
@@ -374,8 +361,8 @@ REVISION = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 
 
 def upgrade() -> None:
@@ -395,7 +382,7 @@ def checkout_with(directory: Path, last: str) -> Path:
     directory.mkdir()
     shutil.copytree(ROOT / "migrations", directory / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "alembic.ini", directory)
-    (directory / "migrations" / "versions" / "0003_note.py").write_text(REVISION.format(last=last))
+    (directory / "migrations" / "versions" / "0004_note.py").write_text(REVISION.format(last=last))
     return directory / "alembic.ini"
 
 
@@ -427,7 +414,7 @@ def test_a_new_store_whose_second_revision_fails_is_not_made(tmp_path: Path) -> 
 
 def test_a_revision_that_works_moves_the_store(filled: Path, tmp_path: Path) -> None:
     finished(alembic(*url_of(filled), "upgrade", "head", config=checkout_with(tmp_path / "later", "pass")))
-    assert revision(filled) == ["0003"]
+    assert revision(filled) == ["0004"]
     assert ("table", "note") in shape_of_file(filled)
 
 
@@ -435,7 +422,7 @@ def test_the_library_refuses_a_store_that_a_later_revision_has_moved(filled: Pat
     finished(alembic(*url_of(filled), "upgrade", "head", config=checkout_with(tmp_path / "later", "pass")))
     with pytest.raises(SchemaMismatch) as caught:
         EventStore.open(filled)
-    assert (caught.value.found, caught.value.expected) == ("0003", schema.HEAD)
+    assert (caught.value.found, caught.value.expected) == ("0004", schema.HEAD)
     assert "pip install --upgrade" in str(caught.value)
 
 
@@ -443,7 +430,7 @@ def test_the_library_refuses_to_migrate_a_store_that_is_newer(filled: Path, tmp_
     finished(alembic(*url_of(filled), "upgrade", "head", config=checkout_with(tmp_path / "later", "pass")))
     with pytest.raises(SchemaMismatch):
         migrate.upgrade(Target.of(filled))
-    assert revision(filled) == ["0003"]
+    assert revision(filled) == ["0004"]
 
 
 def test_a_migration_that_fails_in_the_library_is_an_error_of_the_library(

@@ -1,0 +1,79 @@
+"""What a record says a second time, so that damage to it shows, which SQLite does not notice.
+
+`record_copy` is a copy of what seldom changes, in SQL's own notation. `counter_sum` is the sum of the counters, each times a
+small prime, which each append moves. Triggers keep both, whoever writes. Both follow a change from what they were: a write to
+a record that is damaged leaves it damaged, and is no cover for it. They prove damage, not malice.
+"""
+
+from typing import Final
+
+from sqlalchemy import Boolean, ColumnElement, literal_column
+
+_COPIED: Final = {
+    "session": "session_id tenant owner status max_events hold created_at updated_at ended_at removed_reason metadata",
+    "store": "max_events max_event_bytes terminal_grace_us max_bytes max_age_us max_total_bytes forget_sessions_after_us mode"
+    " removed_reason",
+    "tombstone": "session_id tenant owner last_seq total_bytes removed_at removed_reason",
+    "prune_run": "id started_at now trigger events bytes sessions sessions_forgotten reasons duration_us outcome",
+}
+_COUNTED: Final = {
+    "session": {"first_seq": 3, "last_seq": 5, "total_bytes": 7, "last_event_at": 11, "removed_at": 13},
+    "store": {"removed_position": 3, "removed_at": 5, "retained_bytes": 7},
+}
+
+
+def _copy_of(table: str, row: str) -> str:
+    return " || ',' || ".join(f"quote({row}{name})" for name in _COPIED[table].split())
+
+
+def _sum_of(table: str, row: str) -> str:
+    return " + ".join(f"{factor} * coalesce({row}{name}, 0)" for name, factor in _COUNTED[table].items())
+
+
+def intact(table: str) -> ColumnElement[bool]:
+    """Whether a row of that table is what was written. For event see `checksum`."""
+    return literal_column(f"({intact_sql(table)})", Boolean).label("intact")
+
+
+def intact_sql(table: str) -> str:
+    row = f"{table}."
+    condition = f"{row}record_copy = {_copy_of(table, row)}"
+    if table in _COUNTED:
+        condition += f" AND {row}counter_sum = {_sum_of(table, row)}"
+    return condition
+
+
+def _triggers_of(table: str) -> dict[str, str]:
+    """The triggers that have a record say what it holds a second time."""
+    key = "session_id" if table == "tombstone" else "id"
+    here = f"WHERE {key} = NEW.{key}"
+    copied = _COPIED[table].split()
+    triggers = {}
+    if table != "store":  # whose one row is made with the schema
+        counters = f", counter_sum = {_sum_of(table, 'NEW.')}" if table in _COUNTED else ""
+        triggers[f"{table}_is_copied"] = f"""
+CREATE TRIGGER {table}_is_copied AFTER INSERT ON {table} BEGIN
+  UPDATE {table} SET record_copy = {_copy_of(table, "NEW.")}{counters}
+  {here};
+END"""
+    if table != "tombstone":  # which does not change
+        changed = " OR ".join(f"NEW.{name} IS NOT OLD.{name}" for name in copied)
+        triggers[f"{table}_copy_follows"] = f"""
+CREATE TRIGGER {table}_copy_follows AFTER UPDATE OF {", ".join(copied)} ON {table}
+WHEN {changed} BEGIN
+  UPDATE {table} SET record_copy = {_copy_of(table, "NEW.")}
+  {here} AND OLD.record_copy = {_copy_of(table, "OLD.")};
+END"""
+    if table in _COUNTED:  # unless the statement saw to it itself, as those of an append do
+        triggers[f"{table}_sum_follows"] = f"""
+CREATE TRIGGER {table}_sum_follows AFTER UPDATE OF {", ".join(_COUNTED[table])} ON {table}
+WHEN NEW.counter_sum = OLD.counter_sum BEGIN
+  UPDATE {table} SET counter_sum = counter_sum + ({_sum_of(table, "NEW.")}) - ({_sum_of(table, "OLD.")})
+  {here};
+END"""
+    return triggers
+
+
+def record_triggers() -> dict[str, str]:
+    """Name and SQL of the triggers of all tables."""
+    return {name: sql for table in _COPIED for name, sql in _triggers_of(table).items()}

@@ -1,0 +1,58 @@
+"""What SQLite knows of a file: that its pages and indexes fit together, and which tables and triggers it has."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, Final
+
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.pool import StaticPool
+
+from aegis_store import driver, schema
+from aegis_store.verify.report import Problem
+
+_MOST: Final = 100
+"""How many faults SQLite tells of at the most: damage to one page has dozens."""
+
+Shape = dict[tuple[str, str], str]
+"""Kind and name of each table, index and trigger, and its SQL."""
+
+
+def structure(conn: Connection) -> Iterator[Problem]:
+    """Reads the whole file, in one snapshot: as long as that takes, the log cannot be begun anew."""
+    for (message,) in conn.exec_driver_sql(f"PRAGMA integrity_check({_MOST})"):
+        if message != "ok":
+            yield Problem("structure", " ".join(str(message).split()))
+    for table, row, parent, _ in conn.exec_driver_sql("PRAGMA foreign_key_check"):
+        yield Problem("structure", f"row {row} of table {table} refers to a {parent} that is not there")
+
+
+def changes_of_schema(conn: Connection) -> Iterator[Problem]:
+    """Tables, indexes and triggers that are missing, changed or not ours."""
+    expected, found = _shape_in_code(), shape(conn.connection.dbapi_connection)
+    for kind, name in sorted(expected.keys() | found.keys()):
+        if (kind, name) not in found:
+            yield Problem("schema", f"the {kind} {name} is missing")
+        elif (kind, name) not in expected:
+            yield Problem("schema", f"the {kind} {name} is not one of this library's")
+        elif found[kind, name] != expected[kind, name]:
+            yield Problem("schema", f"the {kind} {name} was changed")
+
+
+def shape(connection: Any) -> Shape:
+    """What `sqlite_schema` says of tables, indexes and triggers, Alembic's own table aside, whatever the white space.
+
+    SQLite quotes the name of a table that was renamed.
+    """
+    rows = connection.execute("SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
+    return {
+        (kind, name): " ".join(sql.replace(f'"{name}"', name).split()).replace("( ", "(").replace(" )", ")").replace(" ,", ",")
+        for kind, name, sql in rows
+        if name not in ("alembic_version", "sqlite_sequence")
+    }
+
+
+def _shape_in_code() -> Shape:
+    with closing(driver.dbapi.connect(":memory:", isolation_level=None)) as memory:
+        engine = create_engine("sqlite://", module=driver.dbapi, creator=lambda: memory, poolclass=StaticPool)
+        schema.metadata.create_all(engine)
+        return shape(memory)
