@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import BigInteger, Connection, Text, bindparam, func, insert, literal_column, select
 
 from aegis_store import payload as payloads
-from aegis_store.checksum import NEXT_SUM_SQL, content_sum
+from aegis_store.checksum import NEXT_SUM_SQL, STORE_NUMBER, content_sum
 from aegis_store.connections import driver_text
 from aegis_store.database import Database
 from aegis_store.errors import EventIdConflict, EventTooLarge, InvalidEvent, SequenceConflict, shown
@@ -218,7 +218,7 @@ def _standing(conn: Connection, session: int, prepared: Prepared) -> Event | Non
     given = prepared.parameters
     if given["event_id"] is None:
         return None
-    query = select(event).where(event.c.session == session, event.c.event_id == given["event_id"])
+    query = select(event, STORE_NUMBER).where(event.c.session == session, event.c.event_id == given["event_id"])
     row = conn.execute(query).one_or_none()
     if row is None:
         return None

@@ -1,10 +1,11 @@
 """The checksum of an event, which shows damage that SQLite does not notice: a flipped bit inside of a row, a wrong row.
 
-    checksum = CRC-32 of all that the writer said + 3 * seq + 5 * position + 7 * bytes_before
+    checksum = CRC-32 of all that the writer said + 3 * seq + 5 * position + 7 * bytes_before + the store's number
 
 The writer computes the CRC; the store's numbers, which are only known inside of the statement that appends, are added there.
 A change of up to 32 neighbouring bits in the content is always seen, any other with a probability of all but 1 in 2^32; and so
-is a row that stands in another one's place. It proves damage, not malice: who can write the file can write a checksum.
+is a row that stands in another one's place, or came in with another store's write-ahead log. It proves damage, not malice: who
+can write the file can write a checksum.
 
 Events of a store before schema 0003, or written with a plain SQL shell, have none and are not checked.
 """
@@ -12,18 +13,25 @@ Events of a store before schema 0003, or written with a plain SQL shell, have no
 from typing import Any, Final
 from zlib import crc32
 
+from sqlalchemy import Integer, literal_column
+
+from aegis_store.record_copy import STORE_NUMBER_SQL
+
+STORE_NUMBER: Final = literal_column(STORE_NUMBER_SQL, Integer).label("store_number")
+
 NEXT_SUM_SQL: Final = (
     ":checksum + 3 * (last_seq + 1)"
     " + 5 * (coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'event'), 0) + 1) + 7 * total_bytes"
+    f" + {STORE_NUMBER_SQL}"
 )
 """The checksum of a session's next event, in a statement over the session's row that gives it the next position."""
 
 
 def stored_sum(session_id: str, row: Any) -> int:
-    """What the checksum of a row of the table `event` must be."""
+    """What the checksum of a row of the table `event`, read together with `STORE_NUMBER`, must be."""
     words = (row.event_id, row.run_id, row.payload_ref)
     content = content_sum(session_id, row.type, row.payload, row.occurred_at, row.recorded_at, *words)
-    return event_sum(content, row.seq, row.position, row.bytes_before)
+    return event_sum(content, row.seq, row.position, row.bytes_before, row.store_number)
 
 
 def content_sum(
@@ -41,5 +49,5 @@ def content_sum(
     return crc32(text.encode())
 
 
-def event_sum(content: int, seq: int, position: int, bytes_before: int) -> int:
-    return content + 3 * seq + 5 * position + 7 * bytes_before
+def event_sum(content: int, seq: int, position: int, bytes_before: int, store_number: int) -> int:
+    return content + 3 * seq + 5 * position + 7 * bytes_before + store_number

@@ -114,7 +114,10 @@ class LinesWriter:
         self._latest = row
 
     def event(self, row: Row[Any], session_id: str | None = None) -> None:
-        """Write a row of the table `event`. `session_id` may be left out if it belongs to the session written last."""
+        """Write a row of the table `event`, read together with `STORE_NUMBER`.
+
+        `session_id` may be left out if it belongs to the session written last.
+        """
         if session_id is None:
             if self._latest is None or self._latest.id != row.session:
                 raise ValueError("an event without a session_id must belong to the session that was written last")

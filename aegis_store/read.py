@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Integer, bindparam, select
 
 from aegis_store import payload as payloads
 from aegis_store import sessions
-from aegis_store.checksum import content_sum, event_sum
+from aegis_store.checksum import STORE_NUMBER, content_sum, event_sum
 from aegis_store.connections import driver_text
 from aegis_store.errors import CursorAhead, EventsTruncated, InvalidEvent, InvalidInput, SessionNotFound, shown
 from aegis_store.events import Event, Page, checked_count, checked_text, from_us
@@ -31,8 +31,9 @@ _COLUMNS: Final = tuple(
         *("bytes_before", "checksum"),
     )
 )
+_READ: Final = (*_COLUMNS, STORE_NUMBER)
 _PAGE_OF_TYPES: Final = (
-    select(*_COLUMNS)
+    select(*_READ)
     .where(event.c.session == bindparam("key"), event.c.seq > bindparam("start"), event.c.seq <= bindparam("stop"))
     .where(event.c.type.in_(bindparam("types", expanding=True)))
     .order_by(event.c.seq)
@@ -43,14 +44,14 @@ _PAGE_OF_TYPES: Final = (
 _LIMITED: Final = "{} LIMIT :most"
 _PAGE: Final = _LIMITED.format(
     driver_text(
-        select(*_COLUMNS)
+        select(*_READ)
         .where(event.c.session == bindparam("key"), event.c.seq > bindparam("start"), event.c.seq <= bindparam("stop"))
         .order_by(event.c.seq)
     )
 )
 _PAGE_OF_ALL: Final = _LIMITED.format(
     driver_text(
-        select(*_COLUMNS, session.c.session_id)
+        select(*_READ, session.c.session_id)
         .join_from(event, session, session.c.id == event.c.session)
         .where(event.c.position > bindparam("start"), session.c.session_id.is_not(None))
         .order_by(event.c.position)
@@ -237,10 +238,23 @@ def _events(conn: Connection, session_id: str, rows: Iterable[Sequence[Any]]) ->
     """Rows of `_COLUMNS` as events. `StoreCorrupt` if one is not what was written."""
     decode = payloads.decode
     events = []
-    for seq, position, type_, text, occurred_us, recorded_us, event_id, run_id, payload_ref, bytes_before, checksum in rows:
+    for (
+        seq,
+        position,
+        type_,
+        text,
+        occurred_us,
+        recorded_us,
+        event_id,
+        run_id,
+        payload_ref,
+        bytes_before,
+        checksum,
+        number,
+    ) in rows:
         if checksum is not None:
             content = content_sum(session_id, type_, text, occurred_us, recorded_us, event_id, run_id, payload_ref)
-            if checksum != event_sum(content, seq, position, bytes_before):
+            if checksum != event_sum(content, seq, position, bytes_before, number):
                 raise damaged(
                     conn, f"event {shown(seq)} of session {shown(session_id)} is not what was written: its checksum differs"
                 )
@@ -255,6 +269,6 @@ def _events(conn: Connection, session_id: str, rows: Iterable[Sequence[Any]]) ->
 
 
 def event_of(conn: Connection, session_id: str, row: Any) -> Event:
-    """A row of the table `event` as an `Event`. `StoreCorrupt` if it is not what was written."""
-    (found,) = _events(conn, session_id, [[getattr(row, column.name) for column in _COLUMNS]])
+    """A row of the table `event`, read together with `STORE_NUMBER`, as an `Event`. `StoreCorrupt` if it is not what was written."""
+    (found,) = _events(conn, session_id, [[getattr(row, column.name) for column in _READ]])
     return found

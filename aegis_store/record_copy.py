@@ -3,11 +3,16 @@
 `record_copy` is a copy of what seldom changes, in SQL's own notation. `counter_sum` is the sum of the counters, each times a
 small prime, which each append moves. Triggers keep both, whoever writes. Both follow a change from what they were: a write to
 a record that is damaged leaves it damaged, and is no cover for it. They prove damage, not malice.
+
+The copy begins with the store's number, which is drawn when the schema is made and stands in a page that is never written
+again. So a record that came in with another store's write-ahead log shows as well: SQLite would play any log into the file.
 """
 
 from typing import Final
 
 from sqlalchemy import Boolean, ColumnElement, literal_column
+
+STORE_NUMBER_SQL: Final = "(SELECT number FROM identity)"
 
 _COPIED: Final = {
     "session": "session_id tenant owner status max_events hold created_at updated_at ended_at removed_reason metadata",
@@ -23,7 +28,7 @@ _COUNTED: Final = {
 
 
 def _copy_of(table: str, row: str) -> str:
-    return " || ',' || ".join(f"quote({row}{name})" for name in _COPIED[table].split())
+    return " || ',' || ".join([STORE_NUMBER_SQL, *(f"quote({row}{name})" for name in _COPIED[table].split())])
 
 
 def _sum_of(table: str, row: str) -> str:

@@ -102,6 +102,16 @@ store = Table(
     sqlite_strict=True,
 )
 
+# The store's number, drawn when the schema is made; see `record_copy`.
+identity = Table(
+    "identity",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("number", _Int64, nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+    sqlite_strict=True,
+)
+
 session = Table(
     "session",
     metadata,
@@ -377,6 +387,18 @@ END""",
     "store_guards_delete": """
 CREATE TRIGGER store_guards_delete BEFORE DELETE ON store BEGIN
   SELECT RAISE(ABORT, 'aegis: the policy is changed, not deleted');
+END""",
+    "identity_guards_insert": """
+CREATE TRIGGER identity_guards_insert BEFORE INSERT ON identity WHEN EXISTS (SELECT 1 FROM identity) BEGIN
+  SELECT RAISE(ABORT, 'aegis: a store keeps its number');
+END""",
+    "identity_guards_update": """
+CREATE TRIGGER identity_guards_update BEFORE UPDATE ON identity BEGIN
+  SELECT RAISE(ABORT, 'aegis: a store keeps its number');
+END""",
+    "identity_guards_delete": """
+CREATE TRIGGER identity_guards_delete BEFORE DELETE ON identity BEGIN
+  SELECT RAISE(ABORT, 'aegis: a store keeps its number');
 END""",
     **record_triggers(),
 }

@@ -393,6 +393,9 @@ BREACHES = {
         "UPDATE store SET removed_position = removed_position - 1", "SELECT removed_position < 0 FROM store"
     ),
     "store_guards_delete": Breach("DELETE FROM store", "SELECT count(*) = 0 FROM store"),
+    "identity_guards_insert": Breach("INSERT OR REPLACE INTO identity VALUES (1, 7)", "SELECT number = 7 FROM identity"),
+    "identity_guards_update": Breach("UPDATE identity SET number = 7", "SELECT number = 7 FROM identity"),
+    "identity_guards_delete": Breach("DELETE FROM identity", "SELECT count(*) = 0 FROM identity"),
     "session_is_copied": Breach(
         "INSERT INTO session (session_id, tenant, owner, status, created_at, updated_at) "
         "VALUES ('new', 't', 'o', 'idle', 1, 1)",

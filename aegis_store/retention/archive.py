@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 from sqlalchemy import Connection, Row, select
 
+from aegis_store.checksum import STORE_NUMBER
 from aegis_store.draft import file_errors, path_of
 from aegis_store.lines import LinesWriter
 from aegis_store.retention.history import StoredHistory
@@ -46,7 +47,7 @@ class Archive:
         end = min(keep_from_seq, row.first_seq + ARCHIVE_FILE_EVENTS)
         file = self._directory / self._name(row.session_id, row.first_seq, end - 1)
         record = conn.execute(select(session).where(session.c.id == row.id)).one()
-        events = select(event).where(event.c.session == row.id, event.c.seq >= row.first_seq, event.c.seq < end)
+        events = select(event, STORE_NUMBER).where(event.c.session == row.id, event.c.seq >= row.first_seq, event.c.seq < end)
         with LinesWriter(file, None) as out:
             out.session(record, row.first_seq, end - 1, StoredHistory(conn, row).bytes_before(row.first_seq))
             with conn.execute(events.order_by(event.c.seq)) as rows:  # one by one: a payload may take 16 MiB

@@ -7,6 +7,7 @@ from typing import Final
 
 from sqlalchemy import Connection, func, select
 
+from aegis_store.checksum import STORE_NUMBER
 from aegis_store.errors import InvalidInput, shown
 from aegis_store.events import Json
 from aegis_store.lines import LinesWriter
@@ -81,7 +82,7 @@ def _write_store(conn: Connection, out: LinesWriter, progress: "_Progress") -> N
         for record in records:
             check_intact(conn, record)
             out.session(record, record.first_seq, record.last_seq, record.removed_bytes)
-    with conn.execute(select(event, _SESSION_ID.label("session_id")).order_by(event.c.position)) as rows:
+    with conn.execute(select(event, STORE_NUMBER, _SESSION_ID.label("session_id")).order_by(event.c.position)) as rows:
         for row in rows:
             if row.session_id is not None:
                 out.event(row, row.session_id)
@@ -94,7 +95,7 @@ def _write_sessions(conn: Connection, out: LinesWriter, ids: list[int], progress
         record = conn.execute(_RECORD.where(session.c.id == number)).one()
         check_intact(conn, record)
         out.session(record, record.first_seq, record.last_seq, record.removed_bytes)
-        with conn.execute(select(event).where(event.c.session == number).order_by(event.c.seq)) as rows:
+        with conn.execute(select(event, STORE_NUMBER).where(event.c.session == number).order_by(event.c.seq)) as rows:
             for row in rows:
                 out.event(row)
                 progress.count()

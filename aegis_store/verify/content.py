@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Row, bindparam, func, select
 
 from aegis_store import payload as payloads
-from aegis_store.checksum import stored_sum
+from aegis_store.checksum import STORE_NUMBER, stored_sum
 from aegis_store.database import Database
 from aegis_store.errors import StoreCorrupt, shown
 from aegis_store.read import last_position
@@ -19,7 +19,7 @@ _EVENTS_AT_ONCE: Final = 500
 
 _SESSION: Final = select(session, intact("session")).where(session.c.id == bindparam("key"))
 _EVENTS: Final = (
-    select(event)
+    select(event, STORE_NUMBER)
     .where(event.c.session == bindparam("key"), event.c.seq >= bindparam("start"))
     .order_by(event.c.seq)
     .limit(_EVENTS_AT_ONCE)

@@ -20,6 +20,15 @@ INT64 = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
+    op.create_table(
+        "identity",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("number", INT64, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_identity"),
+        sa.CheckConstraint("id = 1", name=op.f("ck_identity_one_row")),
+        sqlite_strict=True,
+    )
+    op.execute("INSERT INTO identity (id, number) VALUES (1, abs(random() % 4294967296))")
     for table in COPIED:
         op.add_column(table, sa.Column("record_copy", sa.Text(), server_default="", nullable=False))
     for table in COUNTED:
@@ -42,6 +51,7 @@ def downgrade() -> None:
         op.drop_column(table, "counter_sum")
     for table in COPIED:
         op.drop_column(table, "record_copy")
+    op.drop_table("identity")
     before = triggers_before()
     for name in triggers().keys() & before.keys():
         op.execute(sa.text(before[name].strip()))
@@ -62,6 +72,8 @@ def triggers() -> dict[str, str]:
 
 
 # What a record says a second time. `{0}` is the row: nothing, or NEW. or OLD. in a trigger.
+STORE_NUMBER_SQL = "(SELECT number FROM identity)"
+
 COPIED = {
     "session": "session_id tenant owner status max_events hold created_at updated_at ended_at removed_reason metadata",
     "store": "max_events max_event_bytes terminal_grace_us max_bytes max_age_us max_total_bytes forget_sessions_after_us mode"
@@ -76,7 +88,7 @@ COUNTED = {
 
 
 def copy_of(table: str, row: str) -> str:
-    return " || ',' || ".join(f"quote({row}{name})" for name in COPIED[table].split())
+    return " || ',' || ".join([STORE_NUMBER_SQL, *(f"quote({row}{name})" for name in COPIED[table].split())])
 
 
 def sum_of(table: str, row: str) -> str:
@@ -115,6 +127,18 @@ END"""
 
 
 SQLITE_TRIGGERS = {
+    "identity_guards_insert": """
+CREATE TRIGGER identity_guards_insert BEFORE INSERT ON identity WHEN EXISTS (SELECT 1 FROM identity) BEGIN
+  SELECT RAISE(ABORT, 'aegis: a store keeps its number');
+END""",
+    "identity_guards_update": """
+CREATE TRIGGER identity_guards_update BEFORE UPDATE ON identity BEGIN
+  SELECT RAISE(ABORT, 'aegis: a store keeps its number');
+END""",
+    "identity_guards_delete": """
+CREATE TRIGGER identity_guards_delete BEFORE DELETE ON identity BEGIN
+  SELECT RAISE(ABORT, 'aegis: a store keeps its number');
+END""",
     "event_counts": """
 CREATE TRIGGER event_counts AFTER INSERT ON event BEGIN
   UPDATE session SET
