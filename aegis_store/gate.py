@@ -127,7 +127,7 @@ def _look(target: Target, query: str) -> str:
     try:
         with closing(driver.dbapi.connect(target.uri(query), uri=True, timeout=_LOOK_TIMEOUT_S)) as connection:
             return _identify(target, connection)
-    except driver.dbapi.Error as error:
+    except (driver.dbapi.Error, UnicodeDecodeError) as error:
         if "not a database" in str(error):
             raise _not_a_database(target) from None
         raise translated(str(target), error, waited_ms=int(_LOOK_TIMEOUT_S * 1000)) from None

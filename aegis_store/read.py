@@ -235,23 +235,11 @@ def _fetched(conn: Connection, sql: str, parameters: dict[str, Any]) -> list[tup
 
 
 def _events(conn: Connection, session_id: str, rows: Iterable[Sequence[Any]]) -> list[Event]:
-    """Rows of `_COLUMNS` as events. `StoreCorrupt` if one is not what was written."""
+    """Rows of `_READ` as events. `StoreCorrupt` if one is not what was written."""
     decode = payloads.decode
     events = []
-    for (
-        seq,
-        position,
-        type_,
-        text,
-        occurred_us,
-        recorded_us,
-        event_id,
-        run_id,
-        payload_ref,
-        bytes_before,
-        checksum,
-        number,
-    ) in rows:
+    for seq, position, type_, text, occurred_us, recorded_us, event_id, run_id, payload_ref, *sums in rows:
+        bytes_before, checksum, number = sums
         if checksum is not None:
             content = content_sum(session_id, type_, text, occurred_us, recorded_us, event_id, run_id, payload_ref)
             if checksum != event_sum(content, seq, position, bytes_before, number):
@@ -269,6 +257,6 @@ def _events(conn: Connection, session_id: str, rows: Iterable[Sequence[Any]]) ->
 
 
 def event_of(conn: Connection, session_id: str, row: Any) -> Event:
-    """A row of the table `event`, read together with `STORE_NUMBER`, as an `Event`. `StoreCorrupt` if it is not what was written."""
+    """A row of the table `event`, read with `STORE_NUMBER`, as an `Event`. `StoreCorrupt` if it is not what was written."""
     (found,) = _events(conn, session_id, [[getattr(row, column.name) for column in _READ]])
     return found

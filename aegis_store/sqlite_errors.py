@@ -32,7 +32,8 @@ def damaged(conn: Connection, detail: str) -> StoreCorrupt:
 # The driver of the wheel reports no extended result codes, so the messages of SQLite, the same for decades, have to serve.
 _BUSY: Final = ("database is locked", "database table is locked", "database schema is locked", "locking protocol")
 _FULL: Final = ("database or disk is full", "No space left", "Disk quota exceeded", "File too large")
-_CORRUPT: Final = ("malformed", "file is not a database", "corrupt", "Could not decode to UTF-8")
+# (The codec's: what SQLite says of a damaged schema cannot always be decoded.)
+_CORRUPT: Final = ("malformed", "codec can't decode", "file is not a database", "corrupt", "Could not decode to UTF-8")
 _READ_ONLY: Final = ("readonly database",)
 _CLOSED: Final = ("closed database", "closed cursor", "This Connection is closed")
 _SCHEMA: Final = ("no such table", "no such column", "has no column")
@@ -56,7 +57,7 @@ def errors_of(store: str, *, since_s: float | None = None) -> Iterator[None]:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None
         raise
-    except (SQLAlchemyError, driver.dbapi.Error, UnicodeEncodeError, OverflowError, OSError) as error:
+    except (SQLAlchemyError, driver.dbapi.Error, UnicodeError, OverflowError, OSError) as error:
         raise translated(store, error, waited_ms=int((time.monotonic() - started) * 1000)) from None
 
 
