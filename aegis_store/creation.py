@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from aegis_store import driver, gate, migrate
-from aegis_store.draft import sync_directory
+from aegis_store.draft import make_directories, sync_directory
 from aegis_store.errors import StoreUnavailable
 from aegis_store.schema import APPLICATION_ID
 from aegis_store.settings import ORPHAN_AGE_S, PAGE_SIZE_BYTES
@@ -41,7 +41,7 @@ def new_store(target: Target) -> Iterator[Target]:
     """A draft of a store, without a schema yet. When the block ends well it becomes the store at `target`."""
     with errors_of(str(target)):
         _refuse_orphaned_log(target)
-        _make_directories(target.path.parent)
+        make_directories(target.path.parent)
         _sweep_orphans(target)
         draft = Target(target.path.with_name(f"{target.path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"))
         os.close(os.open(draft.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -64,15 +64,6 @@ def _refuse_orphaned_log(target: Target) -> None:
             raise StoreUnavailable(
                 store=str(target), detail=f"the file is gone, but {log.name} is there: put the file back, or remove both"
             )
-
-
-def _make_directories(directory: Path) -> None:
-    missing = []
-    while not directory.exists():
-        missing.append(directory)
-        directory = directory.parent
-    for path in reversed(missing):
-        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def _sweep_orphans(target: Target) -> None:

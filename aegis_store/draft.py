@@ -137,6 +137,24 @@ def _taken(final: Path) -> InvalidInput:
     )
 
 
+def make_directories(directory: Path) -> None:
+    """Make the directory and those above it that are missing, mode 0700, such that they survive a power cut.
+
+    Syncing a file and its directory does not do that: the name of the directory stands in the one above.
+    """
+    if directory.is_dir():
+        return
+    if not directory.parent.exists():
+        make_directories(directory.parent)
+    directory.mkdir(mode=0o700, exist_ok=True)
+    try:
+        sync_directory(directory.parent)
+    except OSError:
+        with suppress(OSError):
+            directory.rmdir()  # or the next time it would be taken for one that was synced
+        raise
+
+
 def sync_directory(directory: Path) -> None:
     """Have the names in the directory survive a power cut."""
     try:

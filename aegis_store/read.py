@@ -32,15 +32,7 @@ _COLUMNS: Final = tuple(
     )
 )
 _READ: Final = (*_COLUMNS, STORE_NUMBER)
-_PAGE_OF_TYPES: Final = (
-    select(*_READ)
-    .where(event.c.session == bindparam("key"), event.c.seq > bindparam("start"), event.c.seq <= bindparam("stop"))
-    .where(event.c.type.in_(bindparam("types", expanding=True)))
-    .order_by(event.c.seq)
-    .limit(bindparam("most", type_=Integer))
-)
-
-# The others go to the driver as text, and come back as its rows: SQLAlchemy's take more time than decoding the payloads.
+# They go to the driver as text, and come back as its rows: SQLAlchemy's take more time than decoding the payloads.
 _LIMITED: Final = "{} LIMIT :most"
 _PAGE: Final = _LIMITED.format(
     driver_text(
@@ -51,9 +43,9 @@ _PAGE: Final = _LIMITED.format(
 )
 _PAGE_OF_ALL: Final = _LIMITED.format(
     driver_text(
-        select(*_READ, session.c.session_id)
-        .join_from(event, session, session.c.id == event.c.session)
-        .where(event.c.position > bindparam("start"), session.c.session_id.is_not(None))
+        select(*_READ, session.c.id, session.c.session_id)
+        .join_from(event, session, session.c.id == event.c.session, isouter=True)  # an event without one is damage
+        .where(event.c.position > bindparam("start"), session.c.id.is_(None) | session.c.session_id.is_not(None))
         .order_by(event.c.position)
     )
 )
@@ -82,15 +74,13 @@ def page(
     wanted = checked_types(types)
     place, after = place_of(conn, session_id, after_seq=after_seq, skips=checked_skips(on_gap))
     start = max(after, place.first_seq - 1)
-    # Filtering looks at a bounded stretch, found or not, so that a rare type does not make a page a scan.
+    # Filtering looks at a bounded stretch, found or not, so that a rare type does not make a page a scan. It is done here, after
+    # each event was checked: SQLite would pass over one whose type is damaged.
     stop = min(place.last_seq, start + (limit if wanted is None else FILTERED_SCAN_EVENTS))
-    bounds = {"key": place.key, "start": start, "stop": stop, "most": limit}
-    if wanted is None:
-        events = _events(conn, session_id, _fetched(conn, _PAGE, bounds))
-        if len(events) != stop - start:
-            raise damaged(conn, f"events between {start + 1} and {stop} of session {shown(session_id)} are missing")
-    else:
-        events = _events(conn, session_id, conn.execute(_PAGE_OF_TYPES, {**bounds, "types": wanted}))
+    rows = _fetched(conn, _PAGE, {"key": place.key, "start": start, "stop": stop, "most": stop - start})
+    if len(rows) != stop - start:
+        raise damaged(conn, f"events between {start + 1} and {stop} of session {shown(session_id)} are missing")
+    events = _events(conn, session_id, rows, wanted)[:limit]
     seen = events[-1].seq if len(events) == limit else stop
     return Page(
         events=events,
@@ -144,7 +134,11 @@ def page_of_all(conn: Connection, *, after_position: int | None, limit: int, on_
     if after_position is not None:
         check_position(conn, checked_cursor("after_position", after_position), skips=skips)
     rows = _fetched(conn, _PAGE_OF_ALL, {"start": after_position or 0, "most": limit})
-    events = [event for *row, session_id in rows for event in _events(conn, session_id, [row])]
+    events = []
+    for *row, session_key, session_id in rows:
+        if session_key is None:
+            raise damaged(conn, f"the event at position {row[1]} belongs to no session")
+        events += _events(conn, session_id, [row])
     _check_nothing_is_missing(conn, after_position or 0, events, is_last=len(events) < limit)
     return events
 
@@ -234,8 +228,10 @@ def _fetched(conn: Connection, sql: str, parameters: dict[str, Any]) -> list[tup
     return cast(list[tuple[Any, ...]], rows)
 
 
-def _events(conn: Connection, session_id: str, rows: Iterable[Sequence[Any]]) -> list[Event]:
-    """Rows of `_READ` as events. `StoreCorrupt` if one is not what was written."""
+def _events(
+    conn: Connection, session_id: str, rows: Iterable[Sequence[Any]], types: Collection[str] | None = None
+) -> list[Event]:
+    """Rows of `_READ` as events, those of these types. `StoreCorrupt` if one, of whatever type, is not what was written."""
     decode = payloads.decode
     events = []
     for seq, position, type_, text, occurred_us, recorded_us, event_id, run_id, payload_ref, *sums in rows:
@@ -246,6 +242,8 @@ def _events(conn: Connection, session_id: str, rows: Iterable[Sequence[Any]]) ->
                 raise damaged(
                     conn, f"event {shown(seq)} of session {shown(session_id)} is not what was written: its checksum differs"
                 )
+        if types is not None and type_ not in types:
+            continue
         try:
             payload = decode(text)
         except ValueError as error:

@@ -54,9 +54,9 @@ from aegis_store.sqlite_errors import damaged
 
 _FIRST: Final = event.alias("first")
 _REMOVED_BYTES: Final = func.coalesce(_FIRST.c.bytes_before, session.c.total_bytes).label("removed_bytes")
-RECORD: Final = select(session, _REMOVED_BYTES, intact("session")).join_from(
-    session, _FIRST, and_(_FIRST.c.session == session.c.id, _FIRST.c.seq == session.c.first_seq), isouter=True
-)
+_RECORD_COLUMNS: Final = (session, _REMOVED_BYTES, _FIRST.c.position.label("first_position"), intact("session"))
+_ITS_FIRST: Final = and_(_FIRST.c.session == session.c.id, _FIRST.c.seq == session.c.first_seq)
+RECORD: Final = select(*_RECORD_COLUMNS).join_from(session, _FIRST, _ITS_FIRST, isouter=True)
 """The whole record of sessions: their rows, `removed_bytes`, and whether they are `intact`."""
 
 _ROW: Final = select(session, intact("session")).where(session.c.session_id == bindparam("name"))
@@ -102,6 +102,12 @@ def check_intact(conn: Connection, row: Row[Any]) -> None:
     """`StoreCorrupt` if a record, read together with `intact`, is not what was written."""
     if not row.intact:
         raise damaged(conn, f"the record of session {shown(row.session_id)} is not what was written")
+
+
+def check_first(conn: Connection, row: Row[Any]) -> None:
+    """`StoreCorrupt` if the first event of a `RECORD` is missing."""
+    if row.first_position is None and row.first_seq <= row.last_seq:
+        raise damaged(conn, f"event {row.first_seq} of session {shown(row.session_id)} is missing")
 
 
 def get(conn: Connection, session_id: str) -> Session:
@@ -233,8 +239,11 @@ def page(
     if cursor is not None:
         below.append(tuple_(session.c.updated_at, session.c.id) < tuple_(*map(literal, _cursor_parts(cursor))))
     ids = _newest(statuses, below, limit + 1)
-    query = RECORD.where(session.c.id.in_(select(ids.c.id))).order_by(session.c.updated_at.desc(), session.c.id.desc())
-    rows = conn.execute(query).all()
+    listed = ids.outerjoin(session, session.c.id == ids.c.id).outerjoin(_FIRST, _ITS_FIRST)
+    query = select(*_RECORD_COLUMNS, ids.c.updated_at.label("listed_at")).select_from(listed)
+    rows = conn.execute(query.order_by(ids.c.updated_at.desc(), ids.c.id.desc())).all()
+    if len({row.id for row in rows}) < len(rows) or any(row.updated_at != row.listed_at for row in rows):
+        raise damaged(conn, "an index of the sessions is not that of their records")
     last = rows[limit - 1] if len(rows) > limit else None
     return SessionPage(
         sessions=[_record(conn, row) for row in rows[:limit]], cursor=f"{last.updated_at}-{last.id}" if last else None
@@ -298,6 +307,7 @@ def _record(conn: Connection, row: Row[Any]) -> Session:
         return None if us is None else from_us(us)
 
     check_intact(conn, row)
+    check_first(conn, row)
     try:
         metadata = payload.decode(row.metadata)
     except ValueError as error:

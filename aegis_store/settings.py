@@ -31,8 +31,8 @@ MAX_PAGE_EVENTS: Final = 1000
 # A page filters by so many types at the most.
 MAX_TYPES: Final = 100
 
-# A page that filters by type looks at so many events at the most, found or not: about 30 ms of work.
-FILTERED_SCAN_EVENTS: Final = 10_000
+# A page that filters by type looks at so many events at the most, found or not: as many as the largest page, 5 ms of work.
+FILTERED_SCAN_EVENTS: Final = 1000
 
 # How long a writer waits for another before StoreBusy. Writers hold the file for well under a millisecond; ten
 # seconds covers dozens of processes that start at once.

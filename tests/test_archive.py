@@ -191,6 +191,7 @@ def test_a_full_disk_stops_the_prune_with_nothing_deleted_and_leaves_no_file(
     store: EventStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     fill(store, "s", 3)
+    (tmp_path / "archive").mkdir()
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

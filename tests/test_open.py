@@ -1,5 +1,6 @@
 """Opening a store: what is made, what is refused and left as it was, and what a caller sees when the file lets it down."""
 
+import errno
 import json
 import os
 import re
@@ -34,11 +35,13 @@ from aegis_store import (
     StoreCorrupt,
     StoreFull,
     StoreUnavailable,
+    draft,
     driver,
     gate,
     migrate,
     schema,
 )
+from aegis_store.retention.archive import Archive
 from aegis_store.retention.plan import PrunePlan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -229,6 +232,34 @@ def test_directories_that_open_creates_belong_to_the_owner_alone(tmp_path: Path,
     with umask(mask):
         EventStore.open(tmp_path / "a" / "b" / "new.db").close()
     assert (mode(tmp_path / "a"), mode(tmp_path / "a" / "b")) == (0o700, 0o700)
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="directories are not opened there, and synced by the system")
+@pytest.mark.parametrize(
+    "make", [lambda place: EventStore.open(place / "new.db").close(), Archive.at], ids=["store", "archive"]
+)
+def test_directories_that_are_made_are_synced_from_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object]
+) -> None:
+    synced, sync = set(), os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    make(tmp_path / "a" / "b")
+    assert {tmp_path.stat().st_ino, (tmp_path / "a").stat().st_ino} <= synced
+
+
+def test_a_directory_that_could_not_be_synced_from_above_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(draft, "sync_directory", failing)
+    with pytest.raises(StoreUnavailable):
+        EventStore.open(tmp_path / "a" / "new.db")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_standing_directory_keeps_its_mode(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from sqlalchemy import Connection, Row, select
 
 from aegis_store.checksum import STORE_NUMBER
-from aegis_store.draft import file_errors, path_of
+from aegis_store.draft import file_errors, make_directories, path_of
 from aegis_store.lines import LinesWriter
 from aegis_store.retention.history import StoredHistory
 from aegis_store.schema import event, session
@@ -32,10 +32,10 @@ class Archive:
 
     @classmethod
     def at(cls, directory: str | os.PathLike[str]) -> Self:
-        """Make the directory, mode 0700, if it is missing. Raises `InvalidInput`, `FileUnavailable`, `StoreFull`."""
+        """Make what is missing of the directory, mode 0700. Raises `InvalidInput`, `FileUnavailable`, `StoreFull`."""
         path = path_of(directory)
         with file_errors(path):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directories(path)
             _sweep(path)
         return cls(path)
 
