@@ -27,7 +27,7 @@ NEXT_SUM_SQL: Final = (
 """The checksum of a session's next event, in a statement over the session's row that gives it the next position."""
 
 
-def stored_sum(session_id: str, row: Any) -> int:
+def stored_sum(session_id: str, row: Any) -> int | None:
     """What the checksum of a row of the table `event`, read together with `STORE_NUMBER`, must be."""
     words = (row.event_id, row.run_id, row.payload_ref)
     content = content_sum(session_id, row.type, row.payload, row.occurred_at, row.recorded_at, *words)
@@ -49,5 +49,8 @@ def content_sum(
     return crc32(text.encode())
 
 
-def event_sum(content: int, seq: int, position: int, bytes_before: int, store_number: int) -> int:
+def event_sum(content: int, seq: int, position: int, bytes_before: int, store_number: int) -> int | None:
+    """The checksum; None where a damaged row has something else than numbers."""
+    if not (type(seq) is type(position) is type(bytes_before) is type(store_number) is int):
+        return None
     return content + 3 * seq + 5 * position + 7 * bytes_before + store_number

@@ -6,7 +6,7 @@ Each page is one short snapshot, found through an index at both ends, so it cost
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple, cast
 
-from sqlalchemy import Connection, Integer, bindparam, select
+from sqlalchemy import Connection, bindparam, select
 
 from aegis_store import payload as payloads
 from aegis_store import sessions
@@ -74,8 +74,8 @@ def page(
     wanted = checked_types(types)
     place, after = place_of(conn, session_id, after_seq=after_seq, skips=checked_skips(on_gap))
     start = max(after, place.first_seq - 1)
-    # Filtering looks at a bounded stretch, found or not, so that a rare type does not make a page a scan. It is done here, after
-    # each event was checked: SQLite would pass over one whose type is damaged.
+    # Filtering looks at a bounded stretch, found or not, so that a rare type does not make a page a scan. It is done here,
+    # after each event was checked: SQLite would pass over one whose type is damaged.
     stop = min(place.last_seq, start + (limit if wanted is None else FILTERED_SCAN_EVENTS))
     rows = _fetched(conn, _PAGE, {"key": place.key, "start": start, "stop": stop, "most": stop - start})
     if len(rows) != stop - start:

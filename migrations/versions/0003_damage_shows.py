@@ -72,7 +72,7 @@ def triggers() -> dict[str, str]:
 
 
 # What a record says a second time. `{0}` is the row: nothing, or NEW. or OLD. in a trigger.
-STORE_NUMBER_SQL = "(SELECT number FROM identity)"
+STORE_NUMBER_SQL = "(SELECT number FROM identity WHERE id = 1)"
 
 COPIED = {
     "session": "session_id tenant owner status max_events hold created_at updated_at ended_at removed_reason metadata",
