@@ -78,8 +78,8 @@ def page(
     # after each event was checked: SQLite would pass over one whose type is damaged.
     stop = min(place.last_seq, start + (limit if wanted is None else FILTERED_SCAN_EVENTS))
     rows = _fetched(conn, _PAGE, {"key": place.key, "start": start, "stop": stop, "most": stop - start})
-    if len(rows) != stop - start:
-        raise damaged(conn, f"events between {start + 1} and {stop} of session {shown(session_id)} are missing")
+    if [row[0] for row in rows] != list(range(start + 1, stop + 1)):
+        raise damaged(conn, f"events between {start + 1} and {stop} of session {shown(session_id)} are not all there, in order")
     events = _events(conn, session_id, rows, wanted)[:limit]
     seen = events[-1].seq if len(events) == limit else stop
     return Page(

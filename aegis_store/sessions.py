@@ -105,9 +105,10 @@ def check_intact(conn: Connection, row: Row[Any]) -> None:
 
 
 def check_first(conn: Connection, row: Row[Any]) -> None:
-    """`StoreCorrupt` if the first event of a `RECORD` is missing."""
-    if row.first_position is None and row.first_seq <= row.last_seq:
-        raise damaged(conn, f"event {row.first_seq} of session {shown(row.session_id)} is missing")
+    """`StoreCorrupt` if the first event of a `RECORD` is missing, or does not say what went before it."""
+    is_there = row.first_position is not None or row.first_seq > row.last_seq
+    if not is_there or not isinstance(row.removed_bytes, int):
+        raise damaged(conn, f"event {row.first_seq} of session {shown(row.session_id)} is missing, or damaged")
 
 
 def get(conn: Connection, session_id: str) -> Session:
