@@ -821,6 +821,26 @@ def test_in_mode_warn_opening_a_store_records_what_it_would_have_removed(warned:
     assert run.by_reason == {"terminal_grace": 3}
 
 
+def test_a_session_that_would_only_lose_its_record_is_told_in_mode_warn_as_it_is_when_it_goes(
+    open_store: OpenStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = open_store(maintain_every=None)
+    first.set_retention_policy(RetentionPolicy(mode="warn", forget_sessions_after=timedelta(0)))
+    first.create_session("s", status="closed")
+    first.close()
+    with caplog.at_level(logging.INFO, logger="aegis_store"):
+        store = open_store(maintain_every=None)
+        store.set_retention_policy(RetentionPolicy(forget_sessions_after=timedelta(0)))
+        store.close()
+        store = open_store(maintain_every=None)
+    gone, reported = store.prune_history()
+    assert (gone.outcome, reported.outcome) == ("done", "reported")
+    for run in (gone, reported):
+        assert (run.events, run.sessions, run.sessions_forgotten, run.by_reason) == (0, 0, 1, {})
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("aegis_store")]
+    assert ["0 events (0 bytes) of 0 sessions and 1 session records (no events)" in line for line in lines] == [True, True]
+
+
 def test_in_mode_warn_opening_a_store_logs_one_warning(open_store: OpenStore, caplog: pytest.LogCaptureFixture) -> None:
     first = open_store(maintain_every=None)
     first.set_retention_policy(RetentionPolicy(mode="warn"))

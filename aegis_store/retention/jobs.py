@@ -9,7 +9,7 @@ from aegis_store.database import Database
 from aegis_store.errors import shown
 from aegis_store.retention.plan import PrunePlan
 from aegis_store.retention.prune import Guard, PruneReport, carry_out, report_only
-from aegis_store.retention.runs import Trigger
+from aegis_store.retention.runs import Totals, Trigger
 
 log: Final = logging.getLogger("aegis_store")
 
@@ -38,8 +38,8 @@ def run_job(db: Database, plan: PrunePlan, *, trigger: Trigger, guard: Guard | N
 
 
 def _of_plan(plan: PrunePlan) -> str:
-    reasons = {reason: total.events for reason, total in plan.by_reason().items()}
-    return _words(plan.events, plan.bytes, len(plan.truncations), plan.sessions_forgotten, reasons)
+    totals = Totals.of(plan)
+    return _words(totals.events, totals.bytes, totals.sessions, totals.sessions_forgotten, totals.by_reason)
 
 
 def _of_report(report: PruneReport) -> str:

@@ -78,7 +78,7 @@ class Totals:
             bytes=plan.bytes,
             sessions=sum(truncation.events > 0 for truncation in plan.truncations),
             sessions_forgotten=plan.sessions_forgotten,
-            by_reason={reason: total.events for reason, total in plan.by_reason().items()},
+            by_reason={reason: total.events for reason, total in plan.by_reason().items() if total.events},
         )
 
 
