@@ -27,13 +27,6 @@ NEXT_SUM_SQL: Final = (
 """The checksum of a session's next event, in a statement over the session's row that gives it the next position."""
 
 
-def stored_sum(session_id: str, row: Any) -> int | None:
-    """What the checksum of a row of the table `event`, read together with `STORE_NUMBER`, must be."""
-    words = (row.event_id, row.run_id, row.payload_ref)
-    content = content_sum(session_id, row.type, row.payload, row.occurred_at, row.recorded_at, *words)
-    return event_sum(content, row.seq, row.position, row.bytes_before, row.store_number)
-
-
 def content_sum(
     session_id: str,
     type: str,
@@ -49,8 +42,31 @@ def content_sum(
     return crc32(text.encode())
 
 
-def event_sum(content: int, seq: int, position: int, bytes_before: int, store_number: int) -> int | None:
-    """The checksum; None where a damaged row has something else than numbers."""
-    if not (type(seq) is type(position) is type(bytes_before) is type(store_number) is int):
+def row_sum(
+    session_id: str,
+    type_: str,
+    payload: str,
+    occurred_us: int,
+    recorded_us: int,
+    event_id: str | None,
+    run_id: str | None,
+    payload_ref: str | None,
+    seq: int,
+    position: int,
+    bytes_before: int,
+    store_number: int,
+) -> int | None:
+    """What the checksum of a stored event must be. None where a column holds what is never written, such as 5 for '5'."""
+    numbers, texts = (occurred_us, recorded_us, seq, position, bytes_before, store_number), (event_id, run_id, payload_ref)
+    if not (type(payload) is type(type_) is str and all(type(number) is int for number in numbers)):
         return None
+    if not all(text is None or type(text) is str for text in texts):
+        return None
+    content = content_sum(session_id, type_, payload, occurred_us, recorded_us, event_id, run_id, payload_ref)
     return content + 3 * seq + 5 * position + 7 * bytes_before + store_number
+
+
+def sum_of(session_id: str, row: Any) -> int | None:
+    """The same of a row of the table `event`, read together with `STORE_NUMBER`."""
+    words = (row.type, row.payload, row.occurred_at, row.recorded_at, row.event_id, row.run_id, row.payload_ref)
+    return row_sum(session_id, *words, row.seq, row.position, row.bytes_before, row.store_number)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, bindparam, select
 
 from aegis_store import payload as payloads
 from aegis_store import sessions
-from aegis_store.checksum import STORE_NUMBER, content_sum, event_sum
+from aegis_store.checksum import STORE_NUMBER, row_sum
 from aegis_store.connections import driver_text
 from aegis_store.errors import CursorAhead, EventsTruncated, InvalidEvent, InvalidInput, SessionNotFound, shown
 from aegis_store.events import Event, Page, checked_count, checked_text, from_us
@@ -237,8 +237,8 @@ def _events(
     for seq, position, type_, text, occurred_us, recorded_us, event_id, run_id, payload_ref, *sums in rows:
         bytes_before, checksum, number = sums
         if checksum is not None:
-            content = content_sum(session_id, type_, text, occurred_us, recorded_us, event_id, run_id, payload_ref)
-            if checksum != event_sum(content, seq, position, bytes_before, number):
+            content = (type_, text, occurred_us, recorded_us, event_id, run_id, payload_ref)
+            if checksum != row_sum(session_id, *content, seq, position, bytes_before, number):
                 raise damaged(
                     conn, f"event {shown(seq)} of session {shown(session_id)} is not what was written: its checksum differs"
                 )
@@ -246,7 +246,7 @@ def _events(
             continue
         try:
             payload = decode(text)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise damaged(conn, f"payload of event {seq} of session {shown(session_id)}: {error}") from None
         recorded_at = from_us(recorded_us)
         occurred_at = recorded_at if occurred_us == recorded_us else from_us(occurred_us)

@@ -215,7 +215,8 @@ def test_sessions_to_prune_are_found_by_the_index_of_each_limit(
     indexes = []
     for query in work_queries(policy, NOON, in_force=True):
         statement = str(query.compile(store._db._engine, compile_kwargs={"literal_binds": True}))
-        [(*_, step)] = shell.execute(f"EXPLAIN QUERY PLAN {statement}")
+        (*_, step), *number_of_store = shell.execute(f"EXPLAIN QUERY PLAN {statement}")
+        assert all("identity" in each or "SCALAR" in each for *_, each in number_of_store)
         assert step.startswith(("SCAN session USING INDEX ", "SEARCH session USING INDEX ")), step
         indexes.append(step.split()[4])
     wanted = ["sqlite_autoindex_session_1", "session_prunable", "session_ageing", "session_oversize", "session_forgettable"]

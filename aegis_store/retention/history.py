@@ -7,7 +7,7 @@ clock went back, is read event by event, up to the first that stays.
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, false, func, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, false, func, select
 
 from aegis_store.errors import shown
 from aegis_store.events import Status, from_us, to_us
@@ -17,8 +17,10 @@ from aegis_store.schema import event, session
 from aegis_store.sessions import check_intact
 from aegis_store.sqlite_errors import damaged
 
-# All of a session's row but its metadata, which may be 64 KiB and decides nothing.
-SESSION_ROW: Final = select(*(column for column in session.c if column not in (session.c.metadata, session.c.record_copy)))
+# All of a session's row but its metadata, which may be 64 KiB and decides nothing; and whether it is intact.
+SESSION_ROW: Final[Select[Any]] = select(
+    *(column for column in session.c if column not in (session.c.metadata, session.c.record_copy)), intact("session")
+)
 
 # From `low` on, the first event that is not below `bound`; `high` where all are. One statement, on the driver's own
 # parameters: through SQLAlchemy's compiler a plan over 2,000 sessions took twice as long.
@@ -38,7 +40,7 @@ SELECT seq FROM event WHERE session = :session AND seq >= :low AND seq < :high A
 _EVENT: Final = "SELECT bytes_before, recorded_at FROM event WHERE session = :session AND seq = :seq"
 
 
-_BY_KEY: Final = SESSION_ROW.add_columns(intact("session")).where(session.c.id == bindparam("key"))
+_BY_KEY: Final = SESSION_ROW.where(session.c.id == bindparam("key"))
 
 
 def session_row(conn: Connection, key: int) -> Row[Any] | None:

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Row, bindparam, func, select
 
 from aegis_store import payload as payloads
-from aegis_store.checksum import STORE_NUMBER, stored_sum
+from aegis_store.checksum import STORE_NUMBER, sum_of
 from aegis_store.database import Database
 from aegis_store.errors import StoreCorrupt, shown
 from aegis_store.read import last_position
@@ -147,7 +147,7 @@ class SessionCheck:
     def _of_event(self, row: Row[Any], each: Row[Any], last: _Last | None) -> Iterator[Problem]:
         if each.checksum is None:
             self.without_checksum += 1
-        elif row.session_id is not None and each.checksum != stored_sum(row.session_id, each):
+        elif row.session_id is not None and each.checksum != sum_of(row.session_id, each):
             yield self._problem("event", "it is not what was written: its checksum differs", each.seq)
             return
         try:
