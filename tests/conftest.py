@@ -27,7 +27,10 @@ def context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     # One serves all tests of a run, whichever asks first.
     context.set_forkserver_preload(
-        ["tests.crash.writers", "tests.crash.removers", "aegis_store.aio", "alembic.command", "sqlalchemy.dialects.sqlite"]
+        [
+            *("tests.crash.writers", "tests.crash.removers", "tests.cli.conftest"),
+            *("aegis_store.aio", "aegis_store.cli.app", "alembic.command", "sqlalchemy.dialects.sqlite", "rich.console"),
+        ]
     )
     return context
 
