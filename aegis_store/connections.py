@@ -8,6 +8,7 @@ from sqlalchemy import ClauseElement, Connection, Engine, create_engine
 from sqlalchemy import event as sa_event
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.pool import Pool
+from sqlalchemy.util import LRUCache
 
 from aegis_store import driver
 from aegis_store.errors import StoreUnavailable
@@ -17,6 +18,11 @@ from aegis_store.target import Target
 Durability = Literal["power", "process"]
 
 _SYNCHRONOUS: Final[dict[str, tuple[str, int]]] = {"power": ("FULL", 2), "process": ("NORMAL", 1)}
+
+# What SQLAlchemy has compiled, for all stores of the process: it keeps that by engine and dialect, and would compile each
+# statement anew for each store that is opened, twice, which is a third of what opening one and appending to it costs.
+_COMPILED: Final[LRUCache[Any, Any]] = LRUCache(500)
+_DIALECT: Final = create_engine("sqlite://", module=driver.dbapi).dialect
 
 
 def driver_text(statement: ClauseElement) -> str:
@@ -40,9 +46,10 @@ class Connections:
             module=driver.dbapi,
             creator=self.reader,
             poolclass=pool,
-            execution_options={"store": str(self.target)},
+            execution_options={"store": str(self.target), "compiled_cache": _COMPILED},
             **options,
         )
+        engine.dialect = _DIALECT
         sa_event.listen(engine, "begin", begin)
         return engine
 

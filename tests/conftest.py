@@ -1,8 +1,11 @@
 """What the tests share: stores that are cheap to make, and a plain SQL shell."""
 
+import multiprocessing
+import random
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,28 @@ OpenStore = Callable[..., EventStore]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest test first, so that no worker waits for it at the end: the suite on the other driver."""
     items.sort(key=lambda item: item.path.name != "test_drivers.py")
+
+
+@pytest.fixture(scope="session")
+def context() -> ForkServerContext:
+    """Starts processes in milliseconds: each is a fork of one that has imported all and opened nothing."""
+    context = multiprocessing.get_context("forkserver")
+    # One serves all tests of a run, whichever asks first.
+    context.set_forkserver_preload(
+        [
+            *("tests.crash.writers", "tests.crash.removers", "tests.cli.conftest"),
+            *("aegis_store.aio", "aegis_store.cli.app", "alembic.command", "sqlalchemy.dialects.sqlite", "rich.console"),
+        ]
+    )
+    return context
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """A fresh seed each time; pytest shows it when the test fails."""
+    seed = random.SystemRandom().randrange(2**32)
+    print("seed", seed)
+    return random.Random(seed)
 
 
 @pytest.fixture(scope="session")

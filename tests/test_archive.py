@@ -4,10 +4,7 @@ import errno
 import gzip
 import json
 import os
-import random
 import stat
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -259,63 +256,3 @@ def test_a_session_that_is_held_after_it_was_archived_stays_in_the_store_as_well
     assert store.prune(archive_dir=tmp_path / "archive").events_removed == 0
     assert store.get_session("s").event_count == 5
     assert len(archived_events(tmp_path / "archive")) == 5
-
-
-PRUNE = """
-import sys
-from aegis_store import EventStore
-from aegis_store.retention import archive
-archive.ARCHIVE_FILE_EVENTS = 60
-with EventStore.open(sys.argv[1], durability="process", prune_on_open=False, maintain_every=None) as store:
-    print("ready", flush=True)
-    store.prune(archive_dir=sys.argv[2])
-print("done", flush=True)
-"""
-
-
-@pytest.mark.parametrize("rounds", [5, pytest.param(200, marks=pytest.mark.torture)])
-@pytest.mark.timeout(1200)
-def test_killed_at_any_moment_every_event_is_in_the_store_or_in_the_archive(tmp_path: Path, rounds: int) -> None:
-    seed = random.SystemRandom().randrange(2**32)
-    print("seed", seed)
-    chance = random.Random(seed)
-    kills = 0
-    for number in range(rounds):
-        path, archive = tmp_path / f"{number}.db", tmp_path / f"archive-{number}"
-        with EventStore.open(path, durability="process", maintain_every=None) as store:
-            for session_id in ("a", "b", "c"):
-                fill(store, session_id, 200)
-        with subprocess.Popen([sys.executable, "-c", PRUNE, str(path), str(archive)], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            try:
-                process.wait(chance.uniform(0, 0.4))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                kills += 1
-        assert_nothing_lost(path, archive)
-        with EventStore.open(path, prune_on_open=False, maintain_every=None) as store:
-            store.prune(archive_dir=archive)
-            assert store.stats().events == 0
-        found = {key for file in archive.glob("*.jsonl.gz") for key in events_in(file)}
-        assert found == {(name, seq) for name in ("a", "b", "c") for seq in range(1, 201)}
-    assert kills > 0
-
-
-def events_in(file: Path) -> dict[tuple[str, int], Any]:
-    events = [line["event"] for line in lines_of(file) if "event" in line]
-    return {(event["session_id"], event["seq"]): event["payload"] for event in events}
-
-
-def assert_nothing_lost(path: Path, archive: Path) -> None:
-    archived: dict[tuple[str, int], Any] = {}
-    for file in archive.glob("*.jsonl.gz"):
-        archived |= events_in(file)
-    with EventStore.open(path, prune_on_open=False, maintain_every=None) as store:
-        for name in ("a", "b", "c"):
-            session = store.get_session(name)
-            events = store.read(name, limit=1000).events
-            assert [event.seq for event in events] == list(range(session.first_seq, 201))
-            held = {(name, event.seq): event.payload for event in events}
-            for seq in range(1, 201):
-                assert (archived | held)[name, seq] == {"n": seq - 1, **HOSTILE}

@@ -10,9 +10,10 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,8 @@ from aegis_store.retention import compact as compacting
 from aegis_store.retention.compact import compact
 from aegis_store.retention.reclaim import reclaim
 from aegis_store.target import Target
-from tests.crash.test_kill import assert_sound, killed
+from tests.crash.checks import assert_sound
+from tests.crash.harness import Line, run_and_kill
 
 SESSIONS = 12
 EVENTS = 80
@@ -409,32 +411,13 @@ def test_what_is_no_store_is_refused_and_left_alone(tmp_path: Path) -> None:
 # kill -9
 
 
-def compact_once(line: Connection, path: Path, seed: int) -> None:
-    line.send("ready")
-    compact(Target.of(path))
-    line.send([])
-
-
-def compact_up_to(line: Connection, path: Path, seed: int, stage: int) -> None:
+def compact_up_to(stage: int, line: Line, path: Path) -> None:
     def say(done: int, size: int) -> None:
         if done > size * stage / 3:
-            line.send("ready")
+            line.begin()
             time.sleep(60)
 
     compact(Target.of(path), on_progress=say)
-
-
-Kill = Callable[..., list[Any]]
-
-
-@pytest.fixture
-def kill() -> Kill:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_compact", "sqlalchemy.dialects.sqlite"])
-    seed = random.SystemRandom().randrange(2**32)
-    print("seed", seed)
-    chance = random.Random(seed)
-    return lambda longest_s, task, *more: killed(context, chance, longest_s, task, *more)
 
 
 def assert_whole(path: Path, before: list[Any]) -> None:
@@ -448,23 +431,12 @@ def assert_whole(path: Path, before: list[Any]) -> None:
     assert content(path) == before
 
 
-@pytest.mark.parametrize("rounds", [8, pytest.param(150, marks=pytest.mark.torture)])
-def test_killed_at_any_moment_it_leaves_a_whole_store(kill: Kill, tmp_path: Path, thin_template: Path, rounds: int) -> None:
-    before = content(thin_template)
-    for number in range(rounds):
-        path = tmp_path / str(number) / "aegis.db"
-        path.parent.mkdir()
-        shutil.copyfile(thin_template, path)
-        kill(0.2, compact_once, path)
-        assert_whole(path, before)
-
-
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_killed_in_that_stage_it_leaves_a_whole_store_and_a_draft_that_the_next_removes(
-    kill: Kill, thin: Path, stage: int
+    context: ForkServerContext, chance: random.Random, thin: Path, stage: int
 ) -> None:
     before = content(thin)
-    kill(0, compact_up_to, thin, stage)
+    run_and_kill(context, chance, [partial(compact_up_to, stage)], thin, 0)
     assert any(entry.name.startswith("aegis.db.0-") for entry in thin.parent.iterdir())
     assert_whole(thin, before)
 

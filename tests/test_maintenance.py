@@ -1,7 +1,6 @@
 """The maintenance of a process that lives long: what it does, when, and that one process at a time does it."""
 
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
@@ -26,7 +25,7 @@ from aegis_store import EventStore, InvalidInput, NewEvent, RetentionPolicy, Ses
 from aegis_store.retention import delete, maintenance, prune, truncate
 from aegis_store.retention.maintenance import Maintenance
 from aegis_store.sessions import now_us
-from tests.crash.test_kill import assert_sound
+from tests.crash.checks import assert_sound
 
 OpenStore = Callable[..., EventStore]
 
@@ -714,14 +713,6 @@ def test_an_explicit_prune_does_not_wait_for_the_maintenance_of_another(store: E
 
 
 # Several processes
-
-
-@pytest.fixture(scope="module")
-def context() -> ForkServerContext:
-    """Starts processes in milliseconds: each is a fork of one that has imported all and opened nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_maintenance", "aegis_store.store", "sqlalchemy.dialects.sqlite"])
-    return context
 
 
 class Helper:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from aegis_store import (
     StoreUnavailable,
     driver,
 )
-from aegis_store.retention import limits
+from aegis_store.retention import limits, truncate
 from tests.conftest import OpenStore
 
 
@@ -83,6 +84,27 @@ def test_many_sessions_a_little_over_a_lower_cap_are_pruned_too(store: EventStor
     monkeypatch.setattr(limits, "PRUNE_SLICE_EVENTS", 8)
     store.set_retention_policy(RetentionPolicy(max_events=3))
     assert store.stats().events == 24
+
+
+@pytest.mark.parametrize("late_events", [0, 30], ids=["nobody", "a writer"])
+def test_a_cap_is_lowered_though_few_events_are_more_than_a_slice_in_bytes(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch, late_events: int
+) -> None:
+    """Also those that a writer adds meanwhile, before the cap is in force."""
+    store.create_session("s")
+    store.append_many("s", [NewEvent(type="t", payload="x" * 100) for _ in range(30)])
+    monkeypatch.setattr(truncate, "PRUNE_SLICE_BYTES", 500)
+    shrink = limits._shrink
+
+    def shrink_and_append(*given: Any) -> None:
+        shrink(*given)
+        if store.get_session("s").last_seq == 30:
+            store.append_many("s", [NewEvent(type="t", payload="x" * 100) for _ in range(late_events)])
+
+    monkeypatch.setattr(limits, "_shrink", shrink_and_append)
+    store.set_retention_policy(RetentionPolicy(max_events=3))
+    session = store.get_session("s")
+    assert (session.first_seq, session.last_seq) == (28 + late_events, 30 + late_events)
 
 
 def test_a_plan_removes_nothing_that_the_policy_in_force_keeps(store: EventStore) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 
 from aegis_store import (
     AegisStoreError,
@@ -1047,3 +1048,24 @@ def test_a_busy_store_opens_and_its_startup_job_is_put_off(
     with EventStore.open(filled, busy_timeout_ms=50) as store:
         assert store.get_session("s").event_count == 3
     assert "put off" in caplog.text
+
+
+def test_what_was_compiled_for_one_store_serves_the_next(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLAlchemy takes longer to compile a statement than SQLite to carry it out."""
+    compiled: list[object] = []
+    compile_statement = SQLiteCompiler.__init__
+
+    def compile_and_count(self: SQLiteCompiler, dialect: object, statement: object, *more: Any, **options: Any) -> None:
+        compiled.append(statement)
+        compile_statement(self, dialect, statement, *more, **options)  # type: ignore[arg-type]
+
+    def use(name: str) -> int:
+        with closing(open_store()) as store:
+            store.create_session(name)
+            store.append(name, "t", 1)
+            assert store.read(name).last_seq == 1
+        return len(compiled)
+
+    use("first")
+    monkeypatch.setattr(SQLiteCompiler, "__init__", compile_and_count)
+    assert use("second") == 0

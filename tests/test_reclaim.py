@@ -1,8 +1,6 @@
 """Giving freed pages back: the file gets shorter, writers get through, readers keep what they see."""
 
 import math
-import multiprocessing
-import random
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,7 @@ from aegis_store import (
 from aegis_store.retention import reclaim as reclaiming
 from aegis_store.retention.reclaim import ReclaimReport, reclaim
 from tests.conftest import OpenStore
-from tests.crash.test_kill import assert_sound, killed
+from tests.crash.checks import assert_sound
 
 TEXT = "x" * 2400
 EVENTS = 900
@@ -209,27 +206,6 @@ def test_interrupted_it_has_given_back_what_it_said(pruned: EventStore, shell: s
     assert free_and_all(shell)[1] == pages - said[-1]
     assert pruned.append("new", "note", {"number": EVENTS}).seq == EVENTS + 1
     assert reclaim(pruned._db).complete
-
-
-def reclaim_slowly(line: Connection, path: Path, seed: int) -> None:
-    with EventStore.open(path, durability="process", prune_on_open=False) as store:
-        line.send("ready")
-        reclaim(store._db)
-    line.send([])
-
-
-def test_killed_at_any_moment_it_leaves_a_whole_store_and_the_next_goes_on(pruned: EventStore, path: Path) -> None:
-    pruned.close()
-    seed = random.SystemRandom().randrange(2**32)
-    print("seed", seed)
-    context, chance = multiprocessing.get_context("forkserver"), random.Random(seed)
-    context.set_forkserver_preload(["tests.test_reclaim", "sqlalchemy.dialects.sqlite"])
-    for _ in range(6):
-        killed(context, chance, 0.05, reclaim_slowly, path)
-        assert_sound(path)
-    with EventStore.open(path) as store:
-        assert reclaim(store._db).complete
-        assert numbers(store) == list(range(EVENTS))
 
 
 # Readers and writers beside it

@@ -105,9 +105,8 @@ def set_policy(db: Database, policy: RetentionPolicy) -> None:
         with db.write() as conn:
             # Writers went on meanwhile. What they added goes together with the change, if it is little; else once more.
             late = conn.execute(_over(cap)).all()
-            if sum(_excess(row, cap) for row in late) <= PRUNE_SLICE_EVENTS:
-                for row in late:
-                    truncate_slice(conn, row, row.last_seq + 1 - cap, "max_events")
+            is_little = sum(_excess(row, cap) for row in late) <= PRUNE_SLICE_EVENTS
+            if is_little and all(_shrink_once(conn, row, cap) for row in late):
                 _put_in_force(conn, values)
                 return
 
@@ -151,16 +150,19 @@ _CapInForce = Callable[[Connection, Row[Any]], int]
 """The cap to shrink a session to, as it is in this transaction."""
 
 
+def _shrink_once(conn: Connection, row: Row[Any], cap: int) -> bool:
+    """Remove what the cap does not allow, a slice of it at the most; whether that was all."""
+    return truncate_slice(conn, row, row.last_seq + 1 - cap, "max_events").events >= _excess(row, cap)
+
+
 def _shrink(db: Database, session_id: str, cap_in_force: _CapInForce) -> None:
     """Remove slice by slice what the cap does not allow."""
     while True:
         started = time.monotonic()
         with db.write() as conn:
             row = row_of(conn, session_id)
-            cap = cap_in_force(conn, row)
-            truncate_slice(conn, row, row.last_seq + 1 - cap, "max_events")
-        if _excess(row, cap) <= PRUNE_SLICE_EVENTS:
-            return
+            if _shrink_once(conn, row, cap_in_force(conn, row)):
+                return
         let_writers_through(time.monotonic() - started)
 
 

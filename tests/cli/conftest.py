@@ -3,29 +3,47 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 
+from aegis_store.cli import main
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+OUTPUTS = ("stdout", "stderr")
+
+
+def _run(directory: Path, environment: Mapping[str, str], outputs: Path, arguments: tuple[str, ...]) -> None:
+    """What is between a shell and `main`, in a process that was just forked."""
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environment)
+    for descriptor, name in enumerate(OUTPUTS, 1):
+        os.dup2(os.open(outputs / name, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
+        setattr(sys, name, open(descriptor, "w", encoding=environment["PYTHONIOENCODING"], closefd=False))  # noqa: SIM115
+    sys.argv = ["aegis-store", *arguments]
+    main()
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Runs `aegis-store` in this test's directory, with its output in pipes, and gives what came of it."""
+def run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, context: ForkServerContext) -> Run:
+    """Runs `aegis-store` in this test's directory, without a terminal, and gives what came of it.
+
+    A fork of a process that has imported all: an interpreter takes longer to start than most commands to run.
+    """
 
     def run_one(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         inherited = {name: value for name, value in os.environ.items() if name not in ("AEGIS_STORE_URL", "COLUMNS")}
-        return subprocess.run(
-            [sys.executable, "-c", "from aegis_store.cli import main; main()", *arguments],
-            cwd=tmp_path,
-            env={**inherited, "PYTHONIOENCODING": "utf-8", **environment},
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=120,
-            check=False,
-        )
+        given = {**inherited, "PYTHONIOENCODING": "utf-8", **environment}
+        outputs = tmp_path_factory.mktemp("outputs")
+        process = context.Process(target=_run, args=(tmp_path, given, outputs, arguments))
+        process.start()
+        process.join(120)
+        assert process.exitcode is not None, "the command does not end"
+        said = [(outputs / name).read_text(encoding="utf-8") for name in OUTPUTS]
+        return subprocess.CompletedProcess(arguments, process.exitcode, *said)
 
     return run_one

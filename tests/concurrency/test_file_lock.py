@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -56,18 +58,31 @@ def test_where_it_is_not_to_be_had_everybody_has_it(tmp_path: Path, monkeypatch:
     assert FileLock(tmp_path / "lock", mode=0o600).try_acquire()
 
 
-def test_processes_without_it_lose_and_double_nothing(path: Path, open_store: OpenStore) -> None:
+def exit_codes(processes: Sequence[BaseProcess]) -> list[int | None]:
+    """Of processes that are at work at the same time."""
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
+
+
+def append_without_locks(path: Path) -> None:
+    pytest.MonkeyPatch().setattr(file_lock, "fcntl", None)
+    with EventStore.open(path, durability="process") as store:
+        for number in range(300):
+            store.append("s", "t", number)
+
+
+def append_to_its_own(path: Path, session_id: str) -> None:
+    with EventStore.open(path) as store:
+        for number in range(100):
+            store.append(session_id, "t", number)
+
+
+def test_processes_without_it_lose_and_double_nothing(path: Path, open_store: OpenStore, context: ForkServerContext) -> None:
     open_store().create_session("s", max_events=UNLIMITED)
-    program = """
-import sys
-from aegis_store import EventStore, file_lock
-file_lock.fcntl = None
-store = EventStore.open(sys.argv[1], durability="process")
-for number in range(300):
-    store.append("s", "t", number)
-"""
-    started = [subprocess.Popen([sys.executable, "-c", program, str(path)]) for _ in range(4)]
-    assert [one.wait(120) for one in started] == [0] * 4
+    assert exit_codes([context.Process(target=append_without_locks, args=(path,)) for _ in range(4)]) == [0] * 4
     assert [event.seq for event in open_store().read("s", after_seq=1190).events] == list(range(1191, 1201))
 
 
@@ -129,14 +144,13 @@ def test_one_that_was_stopped_with_nothing_but_the_lock_is_gone_round(path: Path
         assert store.set_status("s", "closed").status == "closed"
 
 
-def test_8_processes_that_write_without_a_pause_all_come_to_their_end(path: Path, open_store: OpenStore) -> None:
-    store = open_store()
-    for number in range(8):
-        store.create_session(f"s{number}", max_events=UNLIMITED)
-    code = "store = EventStore.open(sys.argv[1])\nfor number in range(100): store.append(sys.argv[2], 't', number)"
-    program = f"import sys\nfrom aegis_store import EventStore\n{code}\n"
-    started = [subprocess.Popen([sys.executable, "-c", program, str(path), f"s{number}"]) for number in range(8)]
-    assert [one.wait(120) for one in started] == [0] * 8
+def test_8_processes_that_write_without_a_pause_all_come_to_their_end(
+    path: Path, open_store: OpenStore, context: ForkServerContext
+) -> None:
+    store, names = open_store(), [f"s{number}" for number in range(8)]
+    for name in names:
+        store.create_session(name, max_events=UNLIMITED)
+    assert exit_codes([context.Process(target=append_to_its_own, args=(path, name)) for name in names]) == [0] * 8
     assert [store.get_session(f"s{number}").last_seq for number in range(8)] == [100] * 8
 
 

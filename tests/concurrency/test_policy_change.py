@@ -1,21 +1,11 @@
 """The policy is changed while other processes write: every bound holds from then on, and nobody gets an error."""
 
-import subprocess
-import sys
+from multiprocessing.context import ForkServerContext
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from aegis_store import UNLIMITED, EventStore, RetentionPolicy
 
-WRITER = """
-import sys
-from aegis_store import EventStore
-path, first = sys.argv[1], int(sys.argv[2])
-with EventStore.open(path, durability="process", prune_on_open=False, maintain_every=None) as store:
-    print("ready", flush=True)
-    for number in range(500):
-        store.append(f"s{(first + number) % 6}", "note", "x" * 98)
-print("done", flush=True)
-"""
 PROCESSES = 4
 POLICIES = (
     RetentionPolicy(max_events=200),
@@ -34,26 +24,30 @@ def assert_within(store: EventStore, policy: RetentionPolicy) -> None:
         assert [event.seq for event in page.events] == list(range(page.first_seq, page.first_seq + len(page.events)))
 
 
-def test_a_policy_changed_while_4_processes_write_holds_for_all_of_them(path: Path) -> None:
+def write(ready: Event, path: Path, first: int) -> None:
+    with EventStore.open(path, durability="process", prune_on_open=False, maintain_every=None) as store:
+        ready.set()
+        for number in range(500):
+            store.append(f"s{(first + number) % 6}", "note", "x" * 98)
+
+
+def test_a_policy_changed_while_4_processes_write_holds_for_all_of_them(path: Path, context: ForkServerContext) -> None:
     with EventStore.open(path, durability="process", maintain_every=None) as store:
         for number in range(6):
             store.create_session(f"s{number}")
-        writers = [
-            subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(number)], stdout=subprocess.PIPE, text=True)
-            for number in range(PROCESSES)
-        ]
+        ready = [context.Event() for _ in range(PROCESSES)]
+        writers = [context.Process(target=write, args=(ready[number], path, number)) for number in range(PROCESSES)]
         for writer in writers:
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == "ready\n"
+            writer.start()
+        assert all(each.wait(60) for each in ready)
         changes = 0
-        while changes < len(POLICIES) or any(writer.poll() is None for writer in writers):
+        while changes < len(POLICIES) or any(writer.is_alive() for writer in writers):
             policy = POLICIES[changes % len(POLICIES)]
             store.set_retention_policy(policy)
             assert_within(store, policy)
             store.prune()
             changes += 1
-        assert [writer.communicate()[0] for writer in writers] == ["done\n"] * PROCESSES
-        assert [writer.returncode for writer in writers] == [0] * PROCESSES
+        assert [writer.exitcode for writer in writers] == [0] * PROCESSES
         for policy in POLICIES:
             store.set_retention_policy(policy)
             store.prune()

@@ -1,6 +1,5 @@
 """Many processes, threads and store objects on one file: nobody fails, nothing is lost, nothing comes twice."""
 
-import multiprocessing
 import os
 import stat
 import threading
@@ -8,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ from aegis_store.target import Target
 
 PROCESSES = 8
 WRITERS = 4
-APPENDS = 2000
-ROUNDS = 15
+APPENDS = pytest.mark.parametrize("appends", [400, pytest.param(5000, marks=pytest.mark.torture)])
+OPENINGS = pytest.mark.parametrize("openings", [4, pytest.param(50, marks=pytest.mark.torture)])
 WAIT_S = 120.0
 
 OpenStore = Callable[..., EventStore]
@@ -39,8 +39,7 @@ OpenStore = Callable[..., EventStore]
 class Team:
     """Processes that stand ready, each started once: `start` gives each of the first few the same task."""
 
-    def __init__(self, size: int) -> None:
-        context = multiprocessing.get_context("spawn")
+    def __init__(self, context: ForkServerContext, size: int) -> None:
         self._barrier = context.Barrier(size)
         self._lines = []
         self._processes = []
@@ -87,8 +86,8 @@ def _serve(line: Connection, barrier: Barrier) -> None:
 
 
 @pytest.fixture(scope="module")
-def team() -> Iterator[Team]:
-    team = Team(PROCESSES)
+def team(context: ForkServerContext) -> Iterator[Team]:
+    team = Team(context, PROCESSES)
     yield team
     team.stop()
 
@@ -205,9 +204,12 @@ def last_seq(number: int, barrier: Barrier, path: Path) -> int:
 # Opening
 
 
-def test_8_processes_that_open_the_same_new_path_at_once_all_get_the_same_store(team: Team, tmp_path: Path) -> None:
-    team.run(open_new_stores, tmp_path, ROUNDS)
-    for round_number in range(ROUNDS):
+@OPENINGS
+def test_8_processes_that_open_the_same_new_path_at_once_all_get_the_same_store(
+    team: Team, tmp_path: Path, openings: int
+) -> None:
+    team.run(open_new_stores, tmp_path, openings)
+    for round_number in range(openings):
         directory = tmp_path / str(round_number)
         # Of connections that close at the same moment each may leave the side files to the other.
         assert {entry.name for entry in directory.iterdir()} <= {"aegis.db", "aegis.db-wal", "aegis.db-shm", "aegis.db-lock"}
@@ -228,30 +230,36 @@ def test_processes_may_open_and_close_a_store_for_each_append(team: Team, path: 
 # Appending
 
 
-def test_4_processes_lose_and_double_nothing_in_overlapping_sessions(team: Team, path: Path, open_store: OpenStore) -> None:
+@APPENDS
+def test_4_processes_lose_and_double_nothing_in_overlapping_sessions(
+    team: Team, path: Path, open_store: OpenStore, appends: int
+) -> None:
     sessions = [f"s{number}" for number in range(6)]
     store = open_store()
     store.set_retention_policy(RetentionPolicy(max_events=UNLIMITED))
     for session_id in sessions:
         store.create_session(session_id)
-    team.run(write, path, sessions, APPENDS, workers=WRITERS)
+    team.run(write, path, sessions, appends, workers=WRITERS)
     events = [event for session_id in sessions for event in assert_contiguous(store, session_id)]
     assert all(store.get_session(session_id).first_seq == 1 for session_id in sessions)
-    assert written(events) == Counter({(number, index) for number in range(WRITERS) for index in range(APPENDS)})
-    assert len({event.position for event in events}) == WRITERS * APPENDS
+    assert written(events) == Counter({(number, index) for number in range(WRITERS) for index in range(appends)})
+    assert len({event.position for event in events}) == WRITERS * appends
     assert integrity(path) == SOUND
 
 
-def test_4_processes_at_the_cap_leave_each_session_exactly_full(team: Team, path: Path, open_store: OpenStore) -> None:
+@APPENDS
+def test_4_processes_at_the_cap_leave_each_session_exactly_full(
+    team: Team, path: Path, open_store: OpenStore, appends: int
+) -> None:
     sessions = [f"s{number}" for number in range(3)]
     store = open_store()
     store.set_retention_policy(RetentionPolicy(max_events=100))
     for session_id in sessions:
         store.create_session(session_id)
-    team.run(write, path, sessions, APPENDS, workers=WRITERS)
+    team.run(write, path, sessions, appends, workers=WRITERS)
     for session_id in sessions:
         assert len(assert_contiguous(store, session_id)) == 100
-    assert sum(store.get_session(session_id).last_seq for session_id in sessions) == WRITERS * APPENDS
+    assert sum(store.get_session(session_id).last_seq for session_id in sessions) == WRITERS * appends
     assert integrity(path) == SOUND
 
 

@@ -2,14 +2,11 @@
 
 import gzip
 import math
-import multiprocessing
-import random
 import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import closing
 from datetime import datetime, timedelta
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +47,6 @@ LAST_POSITION = 132
 STARTED = datetime(2026, 11, 24, tzinfo=EPOCH.tzinfo)
 """The frozen events were recorded on that day, whatever day it is today."""
 DAY = timedelta(days=1)
-TORTURE_ROUNDS = 200
 
 
 @pytest.fixture
@@ -432,39 +428,6 @@ def test_a_writer_of_the_release_before_that_was_left_open_is_held_to_the_new_ru
             store.delete_session("running")
             assert writer.execute(APPEND_OF_0001, ("running",)).fetchall() == []
             assert store.health().retained_bytes == rows(old, "SELECT sum(length(payload)) FROM event")[0][0]
-
-
-@pytest.fixture(scope="module")
-def context() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.migrations.test_0002", "aegis_store.store", "alembic.command"])
-    return context
-
-
-def move_one(line: Any, path: Path) -> None:
-    line.send("ready")
-    EventStore.upgrade(path)
-
-
-@pytest.mark.parametrize("rounds", [6, pytest.param(TORTURE_ROUNDS, marks=pytest.mark.torture)])
-def test_a_move_that_is_killed_has_happened_or_not(context: ForkServerContext, tmp_path: Path, rounds: int) -> None:
-    frozen = gzip.decompress(FROZEN.read_bytes())
-    for number in range(rounds):
-        path = tmp_path / f"{number}.db"
-        path.write_bytes(frozen)
-        before = content(path)
-        ours, theirs = context.Pipe()
-        process = context.Process(target=move_one, args=(theirs, path), daemon=True)
-        process.start()
-        assert ours.recv() == "ready"
-        process.join(random.uniform(0, 0.12))
-        process.kill()
-        process.join()
-        assert rows(path, "PRAGMA integrity_check") == [("ok",)]
-        assert content(path) == before
-        assert revision(path) in (["0001"], [schema.HEAD])
-        assert EventStore.upgrade(path)[1] == schema.HEAD
-        assert content(path) == before
 
 
 def test_a_move_that_fails_at_any_statement_leaves_the_store_as_it_was(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
