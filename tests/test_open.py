@@ -1,5 +1,6 @@
 """Opening a store: what is made, what is refused and left as it was, and what a caller sees when the file lets it down."""
 
+import errno
 import json
 import os
 import re
@@ -267,6 +268,22 @@ def test_a_creation_whose_migration_fails_leaves_no_file(tmp_path: Path, monkeyp
     with pytest.raises(StoreFull):
         EventStore.open(tmp_path / "new.db")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_creation_that_cannot_list_the_migrations_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def scan(directory: Any) -> Any:
+        if Path(directory).name == "versions":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return scandir(directory)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(StoreUnavailable, match="could not be read"):
+        EventStore.open(tmp_path / "new.db")
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+    EventStore.open(tmp_path / "new.db").close()
 
 
 def test_a_creation_that_is_interrupted_half_way_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
