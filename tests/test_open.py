@@ -41,6 +41,7 @@ from aegis_store import (
     schema,
 )
 from aegis_store.retention.plan import PrunePlan
+from aegis_store.target import Target
 
 ROOT = Path(__file__).resolve().parents[1]
 OpenStore = Callable[..., EventStore]
@@ -258,6 +259,17 @@ def test_a_missing_store_is_not_created_when_that_is_not_wanted(tmp_path: Path, 
 
 def test_a_standing_store_opens_without_create(path: Path, open_store: OpenStore) -> None:
     assert open_store(path, create=False).stats().events == 0
+
+
+def test_a_file_that_sqlite_can_only_open_for_reading_just_then_is_no_store_that_stays_read_only(
+    filled: Path, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = Target.uri
+    with monkeypatch.context() as patch:  # what SQLite falls back on when no descriptor is free, say
+        patch.setattr(Target, "uri", lambda target, query: uri(target, query.replace("mode=rw", "mode=ro")))
+        with pytest.raises(StoreUnavailable, match="for reading only just now"):
+            open_store(filled)
+    assert open_store(filled).append("s", "note", 3).seq == 4
 
 
 def test_a_creation_whose_migration_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
