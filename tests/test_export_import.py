@@ -668,6 +668,22 @@ def test_a_disk_that_gives_back_something_else_is_found_out(
     assert set(tmp_path.iterdir()) == before
 
 
+def test_a_directory_that_cannot_be_synced_is_told(store: EventStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut its names might be gone."""
+    before, opened = set(tmp_path.iterdir()), os.open
+
+    def refuse(path: Any, *more: Any) -> int:
+        if Path(path) == tmp_path:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(path, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(FileUnavailable, match="Too many open files"):
+            export_from(store, tmp_path / "out.jsonl")
+    assert set(tmp_path.iterdir()) == before
+
+
 LIMITED = """
 import resource, sys
 from aegis_store import EventStore, StoreFull
