@@ -1489,6 +1489,33 @@ def test_an_import_leaves_no_temporary_file(
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+def test_a_temporary_directory_that_cannot_be_removed_does_not_undo_an_import(
+    store: EventStore, write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refuse)
+        report = import_into(store, write(*GOOD))
+    assert report.events_added == 2
+    assert len(list((tmp_path / "temporary").iterdir())) == 1
+
+
+def test_where_no_temporary_directory_can_be_had_an_import_says_so(
+    store: EventStore, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:  # as when no descriptor is free to try one out
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._get_default_tempdir", fail)
+    with pytest.raises(StoreUnavailable, match="No usable temporary directory"):
+        import_into(store, write(*GOOD))
+
+
 def test_a_reader_can_be_read_twice(write: Write) -> None:
     with LinesReader(write(*GOOD)) as reader:
         assert [type(line).__name__ for line in reader.lines()] == ["SessionLine", "EventLine", "EventLine"]
