@@ -1,5 +1,6 @@
 """Connections to one store file, each with its pragmas read back."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -13,6 +14,7 @@ from sqlalchemy.util import LRUCache
 from aegis_store import driver
 from aegis_store.errors import StoreUnavailable
 from aegis_store.settings import CHECKPOINT_READERS_MS, LOG_PAGES_OF_WRITERS
+from aegis_store.sqlite_errors import is_busy, is_read_only
 from aegis_store.target import Target
 
 Durability = Literal["power", "process"]
@@ -70,11 +72,32 @@ class Connections:
         if not checkpoints:
             self._set(connection, "wal_autocheckpoint", str(LOG_PAGES_OF_WRITERS), LOG_PAGES_OF_WRITERS)
         self._set(connection, "busy_timeout", "0", 0)  # from here on the writer waits by itself
+        self._refuse_if_degraded(connection)
 
     def checkpointer(self) -> Any:
         connection = self._connect(CHECKPOINT_READERS_MS)
         self._set(connection, "synchronous", *_SYNCHRONOUS[self.durability])
+        self._refuse_if_degraded(connection)
         return connection
+
+    def _refuse_if_degraded(self, connection: Any) -> None:
+        """SQLite opens a file for reading only that it cannot open for writing at that moment, as when no descriptor is free.
+        Such a connection would never write again, whatever becomes free.
+        """
+        try:
+            connection.execute("BEGIN IMMEDIATE").close()
+            connection.execute("DELETE FROM store WHERE 0").close()
+        except driver.dbapi.OperationalError as error:
+            if is_read_only(error) and os.access(self.target.path, os.W_OK):
+                raise StoreUnavailable(
+                    store=str(self.target),
+                    detail="it opens for reading only just now: is there a limit of open files?",
+                ) from None
+            if not is_read_only(error) and not is_busy(error):
+                raise
+        finally:
+            if connection.in_transaction:
+                connection.rollback()
 
     def _connect(self, busy_timeout_ms: int) -> Any:
         return driver.dbapi.connect(

@@ -159,8 +159,8 @@ def sync_directory(directory: Path) -> None:
     """Have the names in the directory survive a power cut."""
     try:
         descriptor = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return  # Windows opens no directories, and syncs their entries by itself
+    except PermissionError:
+        return  # Windows opens no directories, and syncs their entries by itself; and some may be written to, but not read
     try:
         os.fsync(descriptor)
     finally:

@@ -47,7 +47,7 @@ def upgrade(target: Target) -> None:
     """Move the standing store at `target` to the newest schema, in one transaction. At head already: nothing happens.
 
     Raises what `gate.revision` raises, `SchemaMismatch` for a store that is newer, `StoreBusy` and `StoreFull`; the store
-    is then at the schema it had.
+    is then at the schema it had, or at the new one if only the look at it afterwards failed: run it again.
     """
     from alembic import command  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
@@ -59,6 +59,11 @@ def upgrade(target: Target) -> None:
             if isinstance(error.__cause__, AegisStoreError):
                 raise error.__cause__ from None
             raise StoreUnavailable(store=str(target), detail=f"the migration failed: {error}") from None
+    found = gate.revision(target)
+    if found != HEAD:  # Alembic takes a directory that it cannot list for one without revisions, and is content
+        raise StoreUnavailable(
+            store=str(target), detail=f"the migration ended at {found!r} instead of {HEAD!r}: its scripts could not be read"
+        )
 
 
 @contextmanager

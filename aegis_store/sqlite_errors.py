@@ -43,6 +43,10 @@ def is_busy(error: Exception) -> bool:
     return any(part in str(error) for part in _BUSY)
 
 
+def is_read_only(error: Exception) -> bool:
+    return any(part in str(error) for part in _READ_ONLY)
+
+
 @contextmanager
 def errors_of(store: str, *, since_s: float | None = None) -> Iterator[None]:
     """Inside, errors of the driver, SQLAlchemy and the file system become ours; see `translated`.

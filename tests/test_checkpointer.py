@@ -5,10 +5,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aegis_store import checkpointer, driver
+from aegis_store.connections import Connections
 from aegis_store.settings import CHECKPOINT_PAGES
 from tests.conftest import OpenStore
 
@@ -65,6 +67,24 @@ def test_a_log_that_has_grown_is_in_the_file_soon_though_nobody_writes_any_more(
     for _ in range(6):
         store.append("s", "t", "x" * 1_000_000)
     assert log_of(path)[0] > CHECKPOINT_PAGES
+    wait_for(lambda: log_of(path)[0] - log_of(path)[1] < CHECKPOINT_PAGES)
+
+
+@fixed_sqlite
+def test_a_connection_that_sqlite_can_open_for_reading_only_is_not_kept(
+    open_store: OpenStore, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(maintain_every=None)
+
+    def for_reading(connections: Connections, _: int) -> Any:  # as when no descriptor is free at that moment
+        return driver.dbapi.connect(connections.target.uri("mode=ro"), uri=True, isolation_level=None, check_same_thread=False)
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "aegis_store"):
+        patch.setattr(Connections, "_connect", for_reading)
+        store.create_session("s")
+        wait_for(lambda: "for reading only just now" in caplog.text)
+    for _ in range(6):
+        store.append("s", "t", "x" * 1_000_000)
     wait_for(lambda: log_of(path)[0] - log_of(path)[1] < CHECKPOINT_PAGES)
 
 

@@ -668,6 +668,22 @@ def test_a_disk_that_gives_back_something_else_is_found_out(
     assert set(tmp_path.iterdir()) == before
 
 
+def test_a_directory_that_cannot_be_synced_is_told(store: EventStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut its names might be gone."""
+    before, opened = set(tmp_path.iterdir()), os.open
+
+    def refuse(path: Any, *more: Any) -> int:
+        if Path(path) == tmp_path:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(path, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(FileUnavailable, match="Too many open files"):
+            export_from(store, tmp_path / "out.jsonl")
+    assert set(tmp_path.iterdir()) == before
+
+
 LIMITED = """
 import resource, sys
 from aegis_store import EventStore, StoreFull
@@ -1471,6 +1487,33 @@ def test_an_import_leaves_no_temporary_file(
     with pytest.raises(ImportRejected):
         import_into(store, write(*GOOD[:-1]))
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_temporary_directory_that_cannot_be_removed_does_not_undo_an_import(
+    store: EventStore, write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refuse)
+        report = import_into(store, write(*GOOD))
+    assert report.events_added == 2
+    assert len(list((tmp_path / "temporary").iterdir())) == 1
+
+
+def test_where_no_temporary_directory_can_be_had_an_import_says_so(
+    store: EventStore, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:  # as when no descriptor is free to try one out
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._get_default_tempdir", fail)
+    with pytest.raises(StoreUnavailable, match="No usable temporary directory"):
+        import_into(store, write(*GOOD))
 
 
 def test_a_reader_can_be_read_twice(write: Write) -> None:

@@ -44,6 +44,7 @@ from aegis_store import (
 )
 from aegis_store.retention.archive import Archive
 from aegis_store.retention.plan import PrunePlan
+from aegis_store.target import Target
 
 ROOT = Path(__file__).resolve().parents[1]
 OpenStore = Callable[..., EventStore]
@@ -291,6 +292,17 @@ def test_a_standing_store_opens_without_create(path: Path, open_store: OpenStore
     assert open_store(path, create=False).stats().events == 0
 
 
+def test_a_file_that_sqlite_can_only_open_for_reading_just_then_is_no_store_that_stays_read_only(
+    filled: Path, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = Target.uri
+    with monkeypatch.context() as patch:  # what SQLite falls back on when no descriptor is free, say
+        patch.setattr(Target, "uri", lambda target, query: uri(target, query.replace("mode=rw", "mode=ro")))
+        with pytest.raises(StoreUnavailable, match="for reading only just now"):
+            open_store(filled)
+    assert open_store(filled).append("s", "note", 3).seq == 4
+
+
 def test_a_creation_whose_migration_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(target: object) -> None:
         raise OSError(28, "No space left on device")
@@ -299,6 +311,22 @@ def test_a_creation_whose_migration_fails_leaves_no_file(tmp_path: Path, monkeyp
     with pytest.raises(StoreFull):
         EventStore.open(tmp_path / "new.db")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_creation_that_cannot_list_the_migrations_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def scan(directory: Any) -> Any:
+        if Path(directory).name == "versions":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return scandir(directory)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(StoreUnavailable, match="could not be read"):
+        EventStore.open(tmp_path / "new.db")
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+    EventStore.open(tmp_path / "new.db").close()
 
 
 def test_a_creation_that_is_interrupted_half_way_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ import gzip
 import io
 import json
 import os
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,12 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from aegis_store import driver
 from aegis_store.errors import ImportRejected, shown
 from aegis_store.events import Json
-from aegis_store.sqlite_errors import errors_of
 from aegis_store.target import is_open_here
 from aegis_store.transfer.json_text import JsonText
+from aegis_store.transfer.scratch import scratch
 
 VERSION: Final = 1
 _MAX_PARTS: Final = 1000
@@ -71,24 +69,15 @@ def staged(file: str | os.PathLike[str], on_bytes: OnBytes | None = None) -> Ite
     """
     if is_open_here(file):
         raise ImportRejected(file=os.fspath(file), place="at its start", detail="it is a store that is open here")
-    with (
-        errors_of(f"staging in {tempfile.gettempdir()}"),
-        tempfile.TemporaryDirectory(prefix="aegis-store-import-") as directory,
-    ):
-        connection = driver.dbapi.connect(os.path.join(directory, "staged.db"), isolation_level=None)
-        try:
-            connection.execute("PRAGMA journal_mode = OFF").fetchall()
-            connection.execute("PRAGMA synchronous = OFF")
-            connection.execute("CREATE TABLE session (key TEXT NOT NULL, record TEXT NOT NULL)")
-            connection.execute("CREATE TABLE event (key TEXT NOT NULL, seq INTEGER, record TEXT NOT NULL)")
-            connection.execute("BEGIN")
-            not_taken = _Reader(os.fspath(file), connection).read(on_bytes)
-            connection.execute("CREATE INDEX event_by_seq ON event (key, seq)")
-            connection.execute("CREATE INDEX session_by_key ON session (key)")
-            connection.execute("COMMIT")
-            yield StagedState(connection, not_taken)
-        finally:
-            connection.close()
+    with scratch("staging") as connection:
+        connection.execute("CREATE TABLE session (key TEXT NOT NULL, record TEXT NOT NULL)")
+        connection.execute("CREATE TABLE event (key TEXT NOT NULL, seq INTEGER, record TEXT NOT NULL)")
+        connection.execute("BEGIN")
+        not_taken = _Reader(os.fspath(file), connection).read(on_bytes)
+        connection.execute("CREATE INDEX event_by_seq ON event (key, seq)")
+        connection.execute("CREATE INDEX session_by_key ON session (key)")
+        connection.execute("COMMIT")
+        yield StagedState(connection, not_taken)
 
 
 def _key(session_id: Json) -> str:

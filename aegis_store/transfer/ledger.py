@@ -1,14 +1,11 @@
 """What an import has learned of each session of its file, kept on disk, so that a file of any length needs flat memory."""
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
-from aegis_store import driver
 from aegis_store.line_reader import SessionLine
-from aegis_store.sqlite_errors import errors_of
+from aegis_store.transfer.scratch import scratch
 from aegis_store.transfer.standing import Refusal
 
 _TABLES: Final = """
@@ -109,17 +106,7 @@ def _key(session_id: str) -> bytes:
 @contextmanager
 def ledger() -> Iterator[Ledger]:
     """An empty one; it goes with the block. `StoreFull` and `StoreUnavailable` when the temporary directory is of no use."""
-    # In a file that is removed at once rather than SQLite's own temporary database: some builds keep that in memory.
-    with (
-        errors_of(f"notes in {tempfile.gettempdir()}"),
-        tempfile.TemporaryDirectory(prefix="aegis-store-import-") as directory,
-    ):
-        connection = driver.dbapi.connect(os.path.join(directory, "ledger.db"), isolation_level=None)
-        try:
-            connection.execute("PRAGMA journal_mode = OFF").fetchall()
-            connection.execute("PRAGMA synchronous = OFF")
-            connection.executescript(_TABLES)
-            connection.execute("BEGIN")
-            yield Ledger(connection)
-        finally:
-            connection.close()
+    with scratch("notes") as connection:
+        connection.executescript(_TABLES)
+        connection.execute("BEGIN")
+        yield Ledger(connection)
