@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aegis_store import driver
-from tests.crash.test_kill import assert_sound
+from tests.crash.checks import assert_sound
 
 _SESSIONS = "SELECT session_id, first_seq, last_seq, tenant, owner, status, max_events, hold, metadata FROM session"
 _EVENTS = """
