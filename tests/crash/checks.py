@@ -7,6 +7,7 @@ from typing import Any
 
 from aegis_store import Event, EventStore, driver
 from aegis_store.file_lock import FileLock
+from aegis_store.record_copy import intact_sql
 from tests.crash.harness import Aftermath
 from tests.crash.stores import opened
 from tests.crash.writers import SESSIONS
@@ -34,11 +35,18 @@ def all_events(store: EventStore, session_id: str) -> list[Event]:
             return events
 
 
-def assert_sound(path: Path) -> None:
-    """The file is whole, and what the sessions count is what the events are."""
+def assert_whole(path: Path) -> None:
+    """The file is whole, and what the sessions count is what the events are. Of a store of any schema."""
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
     assert rows(path, "PRAGMA foreign_key_check") == []
     assert rows(path, _COUNTS_DIFFER) == []
+
+
+def assert_sound(path: Path) -> None:
+    """The same, and all that the newest schema says of a store holds."""
+    assert_whole(path)
+    for table in ("session", "store", "tombstone", "prune_run"):
+        assert rows(path, f"SELECT * FROM {table} WHERE NOT ({intact_sql(table)})") == []
     # A session without a name has a tombstone, or was created again; nobody has both a tombstone and a session.
     assert rows(path, "SELECT * FROM session JOIN tombstone USING (session_id)") == []
     ((counted, budget),) = rows(path, "SELECT retained_bytes, max_total_bytes FROM store")

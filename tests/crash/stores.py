@@ -81,7 +81,9 @@ class Stores:
             (guard,) = shell.execute("SELECT sql FROM sqlite_schema WHERE name = 'event_guards_update'").fetchone()
             two_days = 2 * 86_400_000_000
             shell.execute("DROP TRIGGER event_guards_update")
-            shell.execute("UPDATE event SET recorded_at = recorded_at - ? WHERE seq <= ?", (two_days, EVENTS // 2))
+            shell.execute(
+                "UPDATE event SET recorded_at = recorded_at - ?, checksum = NULL WHERE seq <= ?", (two_days, EVENTS // 2)
+            )
             shell.execute("UPDATE session SET oldest_at = oldest_at - ?", (two_days,))
             shell.execute("UPDATE session SET ended_at = ended_at - ? WHERE ended_at IS NOT NULL", (two_days,))
             shell.execute(guard)

@@ -22,10 +22,10 @@ import pytest
 from aegis_store import Event, EventStore, SchemaMismatch, Session, StoreUnavailable
 from aegis_store.connections import Durability
 from tests.crash import power_writers as writers
+from tests.crash.checks import all_events, assert_sound
 from tests.crash.disk import Disk
 from tests.crash.power_writers import BATCH, CAP, NEW, SESSIONS, THREADS
 from tests.crash.recording import Record, Recording, compiled, record
-from tests.crash.checks import all_events, assert_sound
 from tests.migrations.test_0002 import FROZEN, content
 
 IMAGES = 20
