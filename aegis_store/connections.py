@@ -1,7 +1,8 @@
 """Connections to one store file, each with its pragmas read back."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -32,6 +33,18 @@ def driver_text(statement: ClauseElement) -> str:
     return str(statement.compile(dialect=sqlite.dialect(paramstyle="named")))
 
 
+@contextmanager
+def _closed_if_unfit(connection: Any) -> Iterator[None]:
+    """Close it if the block fails. Whoever holds the error would keep it open, and the next one would share in what it met:
+    SQLite opens the -shm file once for all connections of a process, for reading only if that was all that it could.
+    """
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
+
+
 @dataclass(frozen=True, slots=True)
 class Connections:
     """How the connections of one open store are made."""
@@ -57,27 +70,30 @@ class Connections:
 
     def reader(self) -> Any:
         connection = self._connect(self.busy_timeout_ms)
-        self._set(connection, "foreign_keys", "ON", 1)
-        self._set(connection, "trusted_schema", "OFF", 0)
-        self._set(connection, "query_only", "ON", 1)
+        with _closed_if_unfit(connection):
+            self._set(connection, "foreign_keys", "ON", 1)
+            self._set(connection, "trusted_schema", "OFF", 0)
+            self._set(connection, "query_only", "ON", 1)
         return connection
 
     def make_writer(self, connection: Any, *, checkpoints: bool) -> None:
         """Turn a reader's connection into the writer's, which has SQLite checkpoint as usual, or only a very long log."""
         name, value = _SYNCHRONOUS[self.durability]
-        self._set(connection, "query_only", "OFF", 0)
-        self._set(connection, "synchronous", name, value)
-        # Stores are created in WAL mode. If someone switched it off, this switches it on again, or finds out that it cannot.
-        self._set(connection, "journal_mode", "WAL", "wal")
-        if not checkpoints:
-            self._set(connection, "wal_autocheckpoint", str(LOG_PAGES_OF_WRITERS), LOG_PAGES_OF_WRITERS)
-        self._set(connection, "busy_timeout", "0", 0)  # from here on the writer waits by itself
-        self._refuse_if_degraded(connection)
+        with _closed_if_unfit(connection):
+            self._set(connection, "query_only", "OFF", 0)
+            self._set(connection, "synchronous", name, value)
+            # Stores are created in WAL mode. If someone switched it off, this switches it on again, or finds that it cannot.
+            self._set(connection, "journal_mode", "WAL", "wal")
+            if not checkpoints:
+                self._set(connection, "wal_autocheckpoint", str(LOG_PAGES_OF_WRITERS), LOG_PAGES_OF_WRITERS)
+            self._set(connection, "busy_timeout", "0", 0)  # from here on the writer waits by itself
+            self._refuse_if_degraded(connection)
 
     def checkpointer(self) -> Any:
         connection = self._connect(CHECKPOINT_READERS_MS)
-        self._set(connection, "synchronous", *_SYNCHRONOUS[self.durability])
-        self._refuse_if_degraded(connection)
+        with _closed_if_unfit(connection):
+            self._set(connection, "synchronous", *_SYNCHRONOUS[self.durability])
+            self._refuse_if_degraded(connection)
         return connection
 
     def _refuse_if_degraded(self, connection: Any) -> None:

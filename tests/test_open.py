@@ -298,8 +298,11 @@ def test_a_file_that_sqlite_can_only_open_for_reading_just_then_is_no_store_that
     uri = Target.uri
     with monkeypatch.context() as patch:  # what SQLite falls back on when no descriptor is free, say
         patch.setattr(Target, "uri", lambda target, query: uri(target, query.replace("mode=rw", "mode=ro")))
-        with pytest.raises(StoreUnavailable, match="for reading only just now"):
+        with pytest.raises(StoreUnavailable, match="for reading only just now") as caught:
             open_store(filled)
+    if Path("/proc/self/fd").exists():  # the connection is closed, though `caught` refers to the frames that made it
+        assert str(filled) not in {os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")}
+    assert caught.value.store == str(filled)
     assert open_store(filled).append("s", "note", 3).seq == 4
 
 
