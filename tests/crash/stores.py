@@ -3,12 +3,15 @@
 import gzip
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from aegis_store import UNLIMITED, EventStore, NewEvent, RetentionPolicy, driver
 from tests.crash.writers import SESSIONS
@@ -68,25 +71,20 @@ class Stores:
     @cached_property
     def full(self) -> Path:
         """Two live sessions, three that ended two days ago, one of them on hold beside; half of the events are as old."""
-        path = self._with_sessions_apart("full.db")
+        path, half = self._with_sessions_apart("full.db"), EVENTS // 2
+        new = [NewEvent(type="t", payload={"n": n, "text": "x" * (n % 200)}) for n in range(1, EVENTS + 1)]
         with opened(path) as store:
+            with pytest.MonkeyPatch.context() as patch:
+                two_days_ago_ns = time.time_ns() - 2 * 86_400_000_000_000
+                patch.setattr(time, "time_ns", lambda: two_days_ago_ns)
+                for name in (*LIVE, *ENDED, HELD):
+                    store.create_session(name)
+                    store.append_many(name, new[:half])
+                store.update_session(HELD, hold=True)
+                for name in (*ENDED, HELD):
+                    store.set_status(name, "closed")
             for name in (*LIVE, *ENDED, HELD):
-                store.create_session(name)
-                payloads = [{"n": n, "text": "x" * (n % 200)} for n in range(1, EVENTS + 1)]
-                store.append_many(name, [NewEvent(type="t", payload=payload) for payload in payloads])
-            store.update_session(HELD, hold=True)
-            for name in (*ENDED, HELD):
-                store.set_status(name, "closed")
-        with closing(driver.dbapi.connect(str(path), isolation_level=None)) as shell:
-            (guard,) = shell.execute("SELECT sql FROM sqlite_schema WHERE name = 'event_guards_update'").fetchone()
-            two_days = 2 * 86_400_000_000
-            shell.execute("DROP TRIGGER event_guards_update")
-            shell.execute(
-                "UPDATE event SET recorded_at = recorded_at - ?, checksum = NULL WHERE seq <= ?", (two_days, EVENTS // 2)
-            )
-            shell.execute("UPDATE session SET oldest_at = oldest_at - ?", (two_days,))
-            shell.execute("UPDATE session SET ended_at = ended_at - ? WHERE ended_at IS NOT NULL", (two_days,))
-            shell.execute(guard)
+                store.append_many(name, new[half:])
         return path
 
     @cached_property
