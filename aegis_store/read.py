@@ -3,6 +3,7 @@
 Each page is one short snapshot, found through an index at both ends, so it costs the same at the start and at the end.
 """
 
+import json
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple, cast
 
@@ -57,6 +58,11 @@ _PLACE: Final = driver_text(
 _REMOVED: Final = driver_text(
     select(store.c.removed_position, store.c.removed_at, store.c.removed_reason, intact("store")).select_from(store)
 )
+_ANY_OF: Final = """
+SELECT 1 FROM json_each(:places) AS place
+CROSS JOIN event ON session = json_extract(place.value, '$[0]') AND seq = json_extract(place.value, '$[1]')
+WHERE position > :start AND position <= :end LIMIT 1
+"""
 _LAST_POSITION: Final = "SELECT seq FROM sqlite_sequence WHERE name = 'event'"
 
 
@@ -133,32 +139,39 @@ def page_of_all(conn: Connection, *, after_position: int | None, limit: int, on_
     skips = checked_skips(on_gap)
     if after_position is not None:
         check_position(conn, checked_cursor("after_position", after_position), skips=skips)
-    rows = _fetched(conn, _PAGE_OF_ALL, {"start": after_position or 0, "most": limit})
-    events = []
-    for *row, session_key, session_id in rows:
-        if session_key is None:
+    start = after_position or 0
+    events, keys = [], {}
+    for *row, key, session_id in _fetched(conn, _PAGE_OF_ALL, {"start": start, "most": limit}):
+        if key is None:
             raise damaged(conn, f"the event at position {row[1]} belongs to no session")
         events += _events(conn, session_id, [row])
-    _check_nothing_is_missing(conn, after_position or 0, events, is_last=len(events) < limit)
+        keys[session_id] = key
+    _check_nothing_is_missing(conn, start, events, keys, end=_MAX_CURSOR if len(events) < limit else events[-1].position)
     return events
 
 
-def _check_nothing_is_missing(conn: Connection, after_position: int, events: list[Event], *, is_last: bool) -> None:
+def _check_nothing_is_missing(conn: Connection, start: int, events: list[Event], keys: dict[str, int], *, end: int) -> None:
     """`StoreCorrupt` for a gap that no removal has made. SQLite does not notice that a damaged page hides some of its rows.
 
-    Above the highest position that was ever removed there is none at all; below, what is left of a session is one range.
-    (A session all of whose events between two others are hidden is not missed here: `verify` finds it.)
+    Above the highest position that was ever removed there is none at all. Below, what is left of a session is one range: its
+    events in the page follow one another, and those before and after them, by the index, lie outside of it. (A session all of
+    whose events in the page are hidden is not missed here: `verify` finds it.)
     """
     complete_above = _removed(conn).position
-    seqs: dict[str, int] = {}
-    before = after_position
+    seen: dict[str, tuple[int, int]] = {}
+    before = start
     for each in events:
+        first, last = seen.get(each.session_id, (each.seq, each.seq - 1))
         is_next = each.position == before + 1 if before >= complete_above else each.position > before
-        if not is_next or each.seq != seqs.get(each.session_id, each.seq - 1) + 1:
+        if not is_next or each.seq != last + 1:
             raise damaged(conn, f"events between positions {before} and {each.position} are missing, or not in their order")
-        before, seqs[each.session_id] = each.position, each.seq
-    if is_last and max(before, complete_above) < last_position(conn):
+        before, seen[each.session_id] = each.position, (first, each.seq)
+    if end == _MAX_CURSOR and max(before, complete_above) < last_position(conn):
         raise damaged(conn, f"events after position {before} are missing")
+    if start < complete_above:
+        around = [[keys[name], seq] for name, (first, last) in seen.items() for seq in (first - 1, last + 1)]
+        if _fetched(conn, _ANY_OF, {"places": json.dumps(around), "start": start, "end": end}):
+            raise damaged(conn, f"events after position {start} are hidden")
 
 
 class _Removed(NamedTuple):
@@ -171,7 +184,8 @@ class _Removed(NamedTuple):
 
 
 def _removed(conn: Connection) -> _Removed:
-    removed = _Removed(*_fetched(conn, _REMOVED, {})[0])
+    found = _fetched(conn, _REMOVED, {})
+    removed = _Removed(*found[0]) if found else _Removed(0, None, None, False)
     if not removed.intact:
         raise damaged(conn, "the record of the policy and of what was removed is not what was written")
     return removed
