@@ -37,6 +37,7 @@ from aegis_store import (
     lines,
 )
 from aegis_store import schema as tables
+from aegis_store.checksum import STORE_NUMBER
 from aegis_store.line_reader import LinesReader
 from aegis_store.lines import LinesWriter
 from aegis_store.packing import packer_for
@@ -68,9 +69,11 @@ def target(open_store: OpenStore, tmp_path: Path, template: Path) -> EventStore:
 
 
 def content(store: EventStore) -> tuple[list[Any], list[Any]]:
-    """All that a store says of its sessions and events, as it is in the tables; only positions and row numbers are left out."""
+    """All that a store says of its sessions and events, as it is in the tables. Positions and row numbers are left out, and
+    checksums, which a shell does not write.
+    """
     record = [column for column in tables.session.columns if column.name not in ("id", *NOTES)]
-    detail = [column for column in tables.event.columns if column.name not in ("position", "session")]
+    detail = [column for column in tables.event.columns if column.name not in ("position", "session", "checksum")]
     with store._db.read() as conn:
         sessions = conn.execute(select(*record).order_by(tables.session.c.session_id)).all()
         events = conn.execute(
@@ -245,6 +248,8 @@ def test_what_a_shell_wrote_comes_back_byte_for_byte(store: EventStore, target: 
     export_from(store, tmp_path / "out.jsonl")
     import_into(target, tmp_path / "out.jsonl")
     assert content(target) == content(store)
+    assert target.verify().ok
+    assert [event.payload for event in target.read("s").events] == [event.payload for event in store.read("s").events]
 
 
 def test_a_payload_that_a_shell_wrote_over_several_lines_keeps_its_value_and_its_size(
@@ -735,7 +740,7 @@ def test_a_name_that_is_none_is_refused(store: EventStore, name: Any) -> None:
 def rows_of(store: EventStore, session_id: str) -> tuple[Any, list[Any]]:
     with store._db.read() as conn:
         row = conn.execute(select(tables.session).where(tables.session.c.session_id == session_id)).one()
-        query = select(tables.event).where(tables.event.c.session == row.id).order_by(tables.event.c.seq)
+        query = select(tables.event, STORE_NUMBER).where(tables.event.c.session == row.id).order_by(tables.event.c.seq)
         return row, list(conn.execute(query))
 
 

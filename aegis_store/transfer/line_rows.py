@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aegis_store import append
+from aegis_store.checksum import content_sum
 from aegis_store.errors import InvalidInput, SessionNotFound, shown
 from aegis_store.events import UNLIMITED, Json, to_us
 from aegis_store.line_reader import EventLine, LinesReader, SessionLine
@@ -14,6 +15,9 @@ from aegis_store.transfer.standing import Refused, moment_of
 # A transaction of an import: other writers wait for it, about 30 ms. By bytes too, since an event may have 16 MiB.
 BATCH_LINES: Final = 500
 BATCH_BYTES: Final = 4 * 1024 * 1024
+
+# What `content_sum` takes, in its order.
+_SUMMED: Final = ("session_id", "type", "payload", "occurred_at", "recorded_at", "event_id", "run_id", "payload_ref")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,4 +124,5 @@ def _prepared(line: EventLine) -> append.Prepared:
     )
     text = line.payload_text
     parameters = prepared.parameters | {"payload": text}
+    parameters["checksum"] = content_sum(*(parameters[name] for name in _SUMMED))
     return prepared._replace(payload=None, payload_bytes=len(text.encode()), parameters=parameters)
