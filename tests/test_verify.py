@@ -51,6 +51,12 @@ def test_a_session_that_is_being_deleted_is_no_damage(filled: EventStore, shell:
     assert filled.verify().problems == ()
 
 
+@pytest.mark.parametrize("care", ["ANALYZE", "REINDEX", "VACUUM"])
+def test_what_sqlite_does_for_its_own_good_is_no_damage(filled: EventStore, shell: sqlite3.Connection, care: str) -> None:
+    shell.execute(care)
+    assert filled.verify().problems == ()
+
+
 def test_events_of_a_shell_are_counted_as_not_checked(filled: EventStore, shell: sqlite3.Connection) -> None:
     shell.execute(
         "INSERT INTO event (session, seq, type, occurred_at, recorded_at, bytes_before, payload)"

@@ -39,7 +39,8 @@ def changes_of_schema(conn: Connection) -> Iterator[Problem]:
 
 
 def shape(connection: Any) -> Shape:
-    """What `sqlite_schema` says of tables, indexes and triggers, Alembic's own table aside, whatever the white space.
+    """What `sqlite_schema` says of tables, indexes and triggers, whatever the white space. Alembic's own table is left out, and
+    SQLite's, among which are the statistics that ANALYZE and PRAGMA optimize leave.
 
     SQLite quotes the name of a table that was renamed.
     """
@@ -47,7 +48,7 @@ def shape(connection: Any) -> Shape:
     return {
         (kind, name): " ".join(sql.replace(f'"{name}"', name).split()).replace("( ", "(").replace(" )", ")").replace(" ,", ",")
         for kind, name, sql in rows
-        if name not in ("alembic_version", "sqlite_sequence")
+        if name != "alembic_version" and not name.startswith("sqlite_")
     }
 
 
