@@ -83,6 +83,11 @@ DAMAGE: dict[str, Wrong] = {
         f"DELETE FROM event WHERE session = {LIVE} AND seq = 12",
         {("range", "live", 12)},
     ),
+    "an event that its session does not know of": (
+        "INSERT INTO event (session, seq, type, occurred_at, recorded_at, bytes_before, payload)"
+        " SELECT id, 1, 't', 1, 1, 0, '1' FROM session WHERE session_id = 'empty'",
+        {("range", "empty", 1)},
+    ),
     "a counter": ("UPDATE session SET total_bytes = total_bytes + 1 WHERE session_id = 'live'", {("record", "live", None)}),
     "an owner": ("UPDATE session SET owner = 'x' WHERE session_id = 'live'", {("record", "live", None)}),
     "metadata": ("UPDATE session SET metadata = '{\"of\":1}' WHERE session_id = 'live'", {("record", "live", None)}),
@@ -105,6 +110,24 @@ def test_damage_is_found_where_it_is(
     assert {problem.kind for problem in report.problems} <= {kind for kind, _, _ in expected} | {"range", "record", "note"}
     assert not report.ok
     assert report.advice is not None
+
+
+@pytest.mark.parametrize(
+    ("statement", "where"),
+    [
+        ("UPDATE session SET updated_at = 1 << 62 WHERE session_id = 'live'", ("record", "live", None)),
+        (
+            "INSERT INTO event (session, seq, type, occurred_at, recorded_at, bytes_before, payload)"
+            " SELECT id, last_seq + 1, 't', 1 << 62, last_event_at, total_bytes, '1' FROM session WHERE session_id = 'live'",
+            ("event", "live", 13),
+        ),
+    ],
+)
+def test_a_time_that_cannot_be_read_is_told(
+    filled: EventStore, shell: sqlite3.Connection, statement: str, where: tuple[str, str, int | None]
+) -> None:
+    shell.execute(statement)
+    assert problems(filled.verify()) == {where}
 
 
 def without_triggers(shell: sqlite3.Connection, work: Callable[[], object]) -> None:

@@ -9,6 +9,7 @@ from aegis_store import payload as payloads
 from aegis_store.checksum import STORE_NUMBER, sum_of
 from aegis_store.database import Database
 from aegis_store.errors import StoreCorrupt, shown
+from aegis_store.events import from_us
 from aegis_store.read import last_position
 from aegis_store.record_copy import intact
 from aegis_store.schema import event, prune_run, session, store, tombstone
@@ -127,6 +128,8 @@ class SessionCheck:
             yield self._problem("record", f"it holds {held:,} events, and its cap is {cap:,}")
         if held and row.oldest_at is None:
             yield self._problem("note", "it has events, and no note of how old the oldest is")
+        if not _are_times(row.created_at, row.updated_at, row.ended_at, row.last_event_at, row.removed_at):
+            yield self._problem("record", "it has a time before the year 1 or after 9999")
         try:
             payloads.decode(row.metadata)
         except ValueError as error:
@@ -154,16 +157,20 @@ class SessionCheck:
             payloads.decode(each.payload)
         except (ValueError, TypeError) as error:
             yield self._problem("event", f"its payload is no JSON: {error}", each.seq)
+        if not _are_times(each.occurred_at, each.recorded_at):
+            yield self._problem("event", "it has a time before the year 1 or after 9999", each.seq)
         went_back = last is not None and each.recorded_at < last.recorded_at and each.seq > row.unsorted_seq
         if went_back or (row.oldest_at is not None and each.recorded_at < row.oldest_at):
             yield self._problem("note", "it was recorded earlier than the session notes", each.seq)
 
     def _of_end(self, row: Row[Any]) -> Iterator[Problem]:
-        if row.first_seq > row.last_seq:
-            return
-        if self._last is None or self._last.seq != row.last_seq:
-            seq = self._last.seq + 1 if self._last else row.first_seq
+        seq = self._last.seq + 1 if self._last else row.first_seq
+        if seq <= row.last_seq:
             yield self._problem("range", f"events {seq} to {row.last_seq} are missing", seq)
+        elif seq > row.last_seq + 1:
+            yield self._problem("range", f"its record knows of no event after {row.last_seq}", row.last_seq + 1)
+        elif self._last is None:
+            return
         elif self._last.end_bytes != row.total_bytes:
             detail = f"its record counts {row.total_bytes:,} bytes of payloads, its events {self._last.end_bytes:,}"
             yield self._problem("record", detail)
@@ -173,6 +180,14 @@ class SessionCheck:
     def _problem(self, kind: str, detail: str, seq: int | None = None) -> Problem:
         where = "" if self._name is not None else f" (session number {shown(self._key)}, which was deleted)"
         return Problem(kind, detail + where, self._name, seq)
+
+
+def _are_times(*moments_us: int | None) -> bool:
+    """Whether each can be read, if it is there: a shell may write any number."""
+    try:
+        return all(us is None or from_us(us) for us in moments_us)
+    except (OverflowError, TypeError):
+        return False
 
 
 def _size(payload: object) -> int:
