@@ -19,11 +19,13 @@ from aegis_store.record_copy import STORE_NUMBER_SQL
 
 STORE_NUMBER: Final = literal_column(STORE_NUMBER_SQL, Integer).label("store_number")
 
-NEXT_SUM_SQL: Final = (
-    ":checksum + 3 * (last_seq + 1)"
-    " + 5 * (coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'event'), 0) + 1) + 7 * total_bytes"
-    f" + {STORE_NUMBER_SQL}"
+# The greater of the two, as SQLite takes it: INSERT OR FAIL that fails at its second row leaves sqlite_sequence behind.
+LAST_POSITION_SQL: Final = (
+    "max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'event'), 0), coalesce((SELECT max(position) FROM event), 0))"
 )
+"""The highest position that was ever given; 0 before the first event."""
+
+NEXT_SUM_SQL: Final = f":checksum + 3 * (last_seq + 1) + 5 * ({LAST_POSITION_SQL} + 1) + 7 * total_bytes + {STORE_NUMBER_SQL}"
 """The checksum of a session's next event, in a statement over the session's row that gives it the next position."""
 
 

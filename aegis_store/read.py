@@ -11,7 +11,7 @@ from sqlalchemy import Connection, bindparam, select
 
 from aegis_store import payload as payloads
 from aegis_store import sessions
-from aegis_store.checksum import STORE_NUMBER, row_sum
+from aegis_store.checksum import LAST_POSITION_SQL, STORE_NUMBER, row_sum
 from aegis_store.connections import driver_text
 from aegis_store.errors import CursorAhead, EventsTruncated, InvalidEvent, InvalidInput, SessionNotFound, shown
 from aegis_store.events import Event, Page, checked_count, checked_text, from_us
@@ -63,7 +63,7 @@ SELECT 1 FROM json_each(:places) AS place
 CROSS JOIN event ON session = json_extract(place.value, '$[0]') AND seq = json_extract(place.value, '$[1]')
 WHERE position > :start AND position <= :end LIMIT 1
 """
-_LAST_POSITION: Final = "SELECT seq FROM sqlite_sequence WHERE name = 'event'"
+_LAST_POSITION: Final = f"SELECT {LAST_POSITION_SQL}"
 
 
 def page(
@@ -210,7 +210,7 @@ def check_position(conn: Connection, after_position: int, *, skips: bool) -> Non
 
 def last_position(conn: Connection) -> int:
     """The highest position that was ever given; 0 before the first event."""
-    return int(conn.exec_driver_sql(_LAST_POSITION).scalar() or 0)
+    return int(conn.exec_driver_sql(_LAST_POSITION).scalar_one())
 
 
 def checked_cursor(name: str, value: object) -> int:

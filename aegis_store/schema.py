@@ -241,7 +241,8 @@ Index(
 )
 
 # In a BEFORE INSERT trigger SQLite gives -1 for a rowid that the statement leaves to it. What must be unique is looked up
-# in the triggers, not left to the indexes: INSERT OR REPLACE would settle a conflict by deleting the older row, unseen.
+# in the triggers, not left to the indexes: INSERT OR REPLACE would settle a conflict by deleting the older row, unseen. And so
+# is what must not be NULL: INSERT OR IGNORE would leave such an event out, but use its position up.
 _SQLITE_TRIGGERS: Final = {
     "event_guards_insert": """
 CREATE TRIGGER event_guards_insert BEFORE INSERT ON event BEGIN
@@ -254,6 +255,8 @@ CREATE TRIGGER event_guards_insert BEFORE INSERT ON event BEGIN
       THEN RAISE(ABORT, 'aegis: payload is over max_event_bytes')
     WHEN NEW.event_id IS NOT NULL AND EXISTS (SELECT 1 FROM event WHERE session = NEW.session AND event_id = NEW.event_id)
       THEN RAISE(ABORT, 'aegis: event_id stands in the session already')
+    WHEN NEW.type IS NULL OR NEW.payload IS NULL OR NEW.occurred_at IS NULL OR NEW.recorded_at IS NULL
+      THEN RAISE(ABORT, 'aegis: an event needs type, payload, occurred_at and recorded_at')
   END FROM (SELECT NEW.session AS id) AS n LEFT JOIN session AS s ON s.id = n.id;
 END""",
     "event_counts": """
@@ -325,7 +328,7 @@ END""",
     "session_guards_counters": """
 CREATE TRIGGER session_guards_counters BEFORE UPDATE OF id, session_id, first_seq, last_seq, total_bytes ON session
 WHEN NEW.id <> OLD.id OR (NEW.session_id IS NOT NULL AND NEW.session_id IS NOT OLD.session_id)
-  OR (NEW.session_id IS NULL AND OLD.hold = 1)
+  OR (NEW.session_id IS NULL AND OLD.session_id IS NOT NULL AND OLD.hold = 1)
   OR NEW.first_seq < OLD.first_seq OR NEW.last_seq < OLD.last_seq OR NEW.total_bytes < OLD.total_bytes
   OR (
     NEW.last_seq > OLD.last_seq AND NOT (OLD.last_seq = 0 AND NEW.first_seq > NEW.last_seq)

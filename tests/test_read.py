@@ -491,5 +491,6 @@ def test_a_page_of_the_store_is_found_by_its_key(large_store: EventStore, option
     plans = query_plans(large_store, lambda: large_store.read_all(**options))
     assert "SEARCH event USING INTEGER PRIMARY KEY (rowid>?)" in plans
     # `store` has one row and `sqlite_sequence` one for each table: to scan these is to look them up.
-    assert [line for line in plans if line.startswith("SCAN") and line not in ("SCAN store", "SCAN sqlite_sequence")] == []
+    small = ("SCAN store", "SCAN sqlite_sequence", "SCAN CONSTANT ROW")
+    assert [line for line in plans if line.startswith("SCAN") and line not in small] == []
     assert [line for line in plans if "TEMP B-TREE" in line] == []

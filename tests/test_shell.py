@@ -287,6 +287,43 @@ def test_a_session_id_is_taken_once(shell: sqlite3.Connection) -> None:
         )
 
 
+@pytest.mark.parametrize("verb", ["INSERT OR IGNORE", "INSERT OR FAIL", "INSERT OR REPLACE"])
+@pytest.mark.parametrize("column", ["type", "payload", "occurred_at", "recorded_at"])
+def test_an_event_that_lacks_something_takes_no_position(
+    store: EventStore, shell: sqlite3.Connection, verb: str, column: str
+) -> None:
+    last = store.read_all()[-1].position
+    with pytest.raises(Refused, match="an event needs type, payload"):
+        insert(shell, verb, **{column: None})
+    assert store.append("s", "t", 1).position == last + 1
+    assert [event.position for event in store.read_all(after_position=last)] == [last + 1]
+
+
+def test_an_insert_that_fails_at_its_second_event_leaves_a_first_one_after_which_the_store_goes_on(
+    store: EventStore, shell: sqlite3.Connection
+) -> None:
+    (session,) = shell.execute("SELECT id FROM session WHERE session_id = 'empty'").fetchone()
+    with pytest.raises(Refused, match="ck_event_position"):
+        shell.execute(
+            "INSERT OR FAIL INTO event (position, session, seq, bytes_before, type, occurred_at, recorded_at, payload)"
+            " VALUES (NULL, :key, 1, 0, 't', 1, 1, '1'), (-1, :key, 2, 1, 't', 1, 1, '1')",
+            {"key": session},
+        )
+    assert store.verify().ok
+    store.append("empty", "t", "next")
+    assert [event.payload for event in store.read("empty").events] == [1, "next"]
+    assert store.verify().ok
+
+
+def test_what_is_left_of_a_deleted_session_goes_though_all_were_put_on_hold(
+    store: EventStore, shell: sqlite3.Connection
+) -> None:
+    shell.execute("UPDATE session SET session_id = NULL WHERE session_id = 's'")
+    shell.execute("UPDATE session SET hold = 1")
+    assert store.prune().events_by_reason == {"deleted": 3}
+    assert shell.execute("SELECT session_id FROM session ORDER BY id").fetchall() == [("empty",), ("inherits",)]
+
+
 # Truncating by hand
 
 

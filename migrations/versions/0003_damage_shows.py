@@ -139,6 +139,21 @@ END""",
 CREATE TRIGGER identity_guards_delete BEFORE DELETE ON identity BEGIN
   SELECT RAISE(ABORT, 'aegis: a store keeps its number');
 END""",
+    "event_guards_insert": """
+CREATE TRIGGER event_guards_insert BEFORE INSERT ON event BEGIN
+  SELECT CASE
+    WHEN s.session_id IS NULL THEN RAISE(ABORT, 'aegis: an event needs a session')
+    WHEN NEW.position <> -1 THEN RAISE(ABORT, 'aegis: position is given by the store, leave it out')
+    WHEN NEW.seq IS NOT s.last_seq + 1 THEN RAISE(ABORT, 'aegis: seq must be last_seq + 1 of the session')
+    WHEN NEW.bytes_before IS NOT s.total_bytes THEN RAISE(ABORT, 'aegis: bytes_before must be total_bytes of the session')
+    WHEN length(CAST(NEW.payload AS BLOB)) > (SELECT max_event_bytes FROM store)
+      THEN RAISE(ABORT, 'aegis: payload is over max_event_bytes')
+    WHEN NEW.event_id IS NOT NULL AND EXISTS (SELECT 1 FROM event WHERE session = NEW.session AND event_id = NEW.event_id)
+      THEN RAISE(ABORT, 'aegis: event_id stands in the session already')
+    WHEN NEW.type IS NULL OR NEW.payload IS NULL OR NEW.occurred_at IS NULL OR NEW.recorded_at IS NULL
+      THEN RAISE(ABORT, 'aegis: an event needs type, payload, occurred_at and recorded_at')
+  END FROM (SELECT NEW.session AS id) AS n LEFT JOIN session AS s ON s.id = n.id;
+END""",
     "event_counts": """
 CREATE TRIGGER event_counts AFTER INSERT ON event BEGIN
   UPDATE session SET
@@ -179,6 +194,17 @@ CREATE TRIGGER session_truncates AFTER UPDATE OF first_seq ON session WHEN NEW.f
   WHERE retained_bytes IS NOT NULL;
   DELETE FROM event WHERE session = NEW.id AND seq < NEW.first_seq;
   UPDATE session SET oldest_at = NULL, oversize = 0 WHERE id = NEW.id AND first_seq > last_seq;
+END""",
+    "session_guards_counters": """
+CREATE TRIGGER session_guards_counters BEFORE UPDATE OF id, session_id, first_seq, last_seq, total_bytes ON session
+WHEN NEW.id <> OLD.id OR (NEW.session_id IS NOT NULL AND NEW.session_id IS NOT OLD.session_id)
+  OR (NEW.session_id IS NULL AND OLD.session_id IS NOT NULL AND OLD.hold = 1)
+  OR NEW.first_seq < OLD.first_seq OR NEW.last_seq < OLD.last_seq OR NEW.total_bytes < OLD.total_bytes
+  OR (
+    NEW.last_seq > OLD.last_seq AND NOT (OLD.last_seq = 0 AND NEW.first_seq > NEW.last_seq)
+    AND NOT EXISTS (SELECT 1 FROM event WHERE session = NEW.id AND seq = NEW.last_seq)
+  ) BEGIN
+  SELECT RAISE(ABORT, 'aegis: the id of a session stays, its counters only go up, last_seq with its events');
 END""",
     "tombstone_guards_update": """
 CREATE TRIGGER tombstone_guards_update BEFORE UPDATE ON tombstone WHEN OLD.record_copy <> '' BEGIN
