@@ -1243,10 +1243,10 @@ TAMPERING = {
     "given another id": "UPDATE tombstone SET session_id = 'x'",
     "given another reason": "UPDATE tombstone SET removed_reason = 'x'",
     "given the reason that it has": "UPDATE tombstone SET removed_reason = removed_reason",
-    "inserted again": "INSERT INTO tombstone VALUES ('s', 'evil', 'evil', 0, 0, 1, 'x')",
-    "replaced": "INSERT OR REPLACE INTO tombstone VALUES ('s', 'evil', 'evil', 0, 0, 1, 'x')",
+    "inserted again": "INSERT INTO tombstone VALUES ('s', 'evil', 'evil', 0, 0, 1, 'x', '')",
+    "replaced": "INSERT OR REPLACE INTO tombstone VALUES ('s', 'evil', 'evil', 0, 0, 1, 'x', '')",
     "upserted": (
-        "INSERT INTO tombstone VALUES ('s', 'evil', 'evil', 0, 0, 1, 'x')"
+        "INSERT INTO tombstone VALUES ('s', 'evil', 'evil', 0, 0, 1, 'x', '')"
         " ON CONFLICT (session_id) DO UPDATE SET last_seq = excluded.last_seq"
     ),
 }
@@ -1274,7 +1274,7 @@ def test_taking_a_name_leaves_its_tombstone_whatever_the_shell_does_on_conflict(
 def test_no_tombstone_is_put_up_for_a_session_that_is_there(store: EventStore, shell: sqlite3.Connection) -> None:
     add(store, "s", 3)
     with pytest.raises(Refused):
-        shell.execute("INSERT INTO tombstone VALUES ('s', 'evil', 'evil', 0, 0, 1, 'x')")
+        shell.execute("INSERT INTO tombstone VALUES ('s', 'evil', 'evil', 0, 0, 1, 'x', '')")
 
 
 def test_the_cap_can_be_lowered_after_a_shell_has_begun_to_delete(store: EventStore, shell: sqlite3.Connection) -> None:
