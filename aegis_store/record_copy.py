@@ -69,9 +69,11 @@ WHEN {changed} BEGIN
   UPDATE {table} SET record_copy = {_copy_of(table, "NEW.")}
   {here} AND OLD.record_copy = {_copy_of(table, "OLD.")};
 END"""
+    # (The other counters of a session go up with its events alone, which see to it, or together with first_seq.)
     if table in _COUNTED:  # unless the statement saw to it itself, as those of an append do
+        moved = "first_seq, removed_at" if table == "session" else ", ".join(_COUNTED[table])
         triggers[f"{table}_sum_follows"] = f"""
-CREATE TRIGGER {table}_sum_follows AFTER UPDATE OF {", ".join(_COUNTED[table])} ON {table}
+CREATE TRIGGER {table}_sum_follows AFTER UPDATE OF {moved} ON {table}
 WHEN NEW.counter_sum = OLD.counter_sum BEGIN
   UPDATE {table} SET counter_sum = counter_sum + ({_sum_of(table, "NEW.")}) - ({_sum_of(table, "OLD.")})
   {here};

@@ -274,7 +274,8 @@ CREATE TRIGGER event_counts AFTER INSERT ON event BEGIN
   WHERE id = NEW.session AND oversize = 0 AND (SELECT max_bytes FROM store) IS NOT NULL
     AND total_bytes - (SELECT bytes_before FROM event WHERE session = NEW.session AND seq = first_seq)
       > (SELECT max_bytes FROM store);
-  UPDATE store SET retained_bytes = retained_bytes + length(CAST(NEW.payload AS BLOB)) WHERE retained_bytes IS NOT NULL;
+  UPDATE store SET retained_bytes = retained_bytes + length(CAST(NEW.payload AS BLOB))
+  WHERE id = 1 AND retained_bytes IS NOT NULL;
   UPDATE session SET
     first_seq = NEW.seq + 1 - coalesce(max_events, (SELECT max_events FROM store)),
     removed_at = NEW.recorded_at,
@@ -295,17 +296,19 @@ END""",
     "session_truncates": """
 CREATE TRIGGER session_truncates AFTER UPDATE OF first_seq ON session WHEN NEW.first_seq > OLD.first_seq BEGIN
   UPDATE store SET
-    removed_position = gone.position,
+    counter_sum = counter_sum + 5 * (coalesce(NEW.removed_at, 0) - coalesce(removed_at, 0)) + 3 * (
+      (SELECT position FROM event WHERE session = NEW.id AND seq < NEW.first_seq ORDER BY seq DESC LIMIT 1)
+      - removed_position
+    ),
+    removed_position = (SELECT position FROM event WHERE session = NEW.id AND seq < NEW.first_seq ORDER BY seq DESC LIMIT 1),
     removed_at = NEW.removed_at,
-    removed_reason = NEW.removed_reason,
-    counter_sum = counter_sum + 3 * (gone.position - removed_position)
-      + 5 * (coalesce(NEW.removed_at, 0) - coalesce(removed_at, 0))
-  FROM (SELECT position FROM event WHERE session = NEW.id AND seq < NEW.first_seq ORDER BY seq DESC LIMIT 1) AS gone
-  WHERE gone.position > store.removed_position;
+    removed_reason = NEW.removed_reason
+  WHERE id = 1 AND removed_position
+    < (SELECT position FROM event WHERE session = NEW.id AND seq < NEW.first_seq ORDER BY seq DESC LIMIT 1);
   UPDATE store SET retained_bytes = retained_bytes
     - coalesce((SELECT bytes_before FROM event WHERE session = NEW.id AND seq = NEW.first_seq), NEW.total_bytes)
     + coalesce((SELECT bytes_before FROM event WHERE session = NEW.id AND seq = OLD.first_seq), NEW.total_bytes)
-  WHERE retained_bytes IS NOT NULL;
+  WHERE id = 1 AND retained_bytes IS NOT NULL;
   DELETE FROM event WHERE session = NEW.id AND seq < NEW.first_seq;
   UPDATE session SET oldest_at = NULL, oversize = 0 WHERE id = NEW.id AND first_seq > last_seq;
 END""",

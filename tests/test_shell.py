@@ -439,7 +439,7 @@ BREACHES = {
         not_intact("session"),
     ),
     "session_copy_follows": Breach("UPDATE session SET owner = 'other'", not_intact("session")),
-    "session_sum_follows": Breach("UPDATE session SET last_event_at = 7", not_intact("session")),
+    "session_sum_follows": Breach("UPDATE session SET removed_at = 7", not_intact("session")),
     "store_copy_follows": Breach("UPDATE store SET max_event_bytes = 7", not_intact("store")),
     "store_sum_follows": Breach("UPDATE store SET removed_position = 7", not_intact("store")),
     "tombstone_is_copied": Breach("UPDATE session SET session_id = NULL WHERE session_id = 's'", not_intact("tombstone")),
