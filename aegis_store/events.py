@@ -245,7 +245,7 @@ def to_us(moment: datetime) -> int:
 
 def from_us(us: int) -> datetime:
     """The aware UTC datetime of that many microseconds since the epoch, exact."""
-    return EPOCH + timedelta(0, us // 1_000_000, us % 1_000_000)
+    return EPOCH + timedelta(0, 0, us)
 
 
 def checked_text(name: str, value: object, error: type[InvalidInput], max_bytes: int = MAX_TEXT_BYTES) -> str:

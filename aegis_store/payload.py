@@ -51,7 +51,12 @@ def encode(payload: Json) -> tuple[str, int]:
 def decode(text: str) -> Json:
     """What `encode` was given. `ValueError` if the text is not strict JSON."""
     try:
-        return _decoder.decode(text)
+        # A fifth faster than `decode`, which looks for white space around it: there is none, unless a shell wrote it.
+        try:
+            value, end = _decoder.raw_decode(text)
+        except ValueError:
+            end = None
+        return value if end == len(text) else _decoder.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

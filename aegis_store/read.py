@@ -28,8 +28,9 @@ _MAX_CURSOR: Final = 2**63 - 1
 _COLUMNS: Final = tuple(
     event.c[name]
     for name in (
+        "checksum",  # and what goes into it, in its order
         *("seq", "position", "type", "payload", "occurred_at", "recorded_at", "event_id", "run_id", "payload_ref"),
-        *("bytes_before", "checksum"),
+        "bytes_before",
     )
 )
 _READ: Final = (*_COLUMNS, STORE_NUMBER)
@@ -84,7 +85,7 @@ def page(
     # after each event was checked: SQLite would pass over one whose type is damaged.
     stop = min(place.last_seq, start + (limit if wanted is None else FILTERED_SCAN_EVENTS))
     rows = _fetched(conn, _PAGE, {"key": place.key, "start": start, "stop": stop, "most": stop - start})
-    if [row[0] for row in rows] != list(range(start + 1, stop + 1)):
+    if [row[1] for row in rows] != list(range(start + 1, stop + 1)):
         raise damaged(conn, f"events between {start + 1} and {stop} of session {shown(session_id)} are not all there, in order")
     events = _events(conn, session_id, rows, wanted)[:limit]
     seen = events[-1].seq if len(events) == limit else stop
@@ -143,7 +144,7 @@ def page_of_all(conn: Connection, *, after_position: int | None, limit: int, on_
     events, keys = [], {}
     for *row, key, session_id in _fetched(conn, _PAGE_OF_ALL, {"start": start, "most": limit}):
         if key is None:
-            raise damaged(conn, f"the event at position {row[1]} belongs to no session")
+            raise damaged(conn, f"the event at position {row[2]} belongs to no session")
         events += _events(conn, session_id, [row])
         keys[session_id] = key
     _check_nothing_is_missing(conn, start, events, keys, end=_MAX_CURSOR if len(events) < limit else events[-1].position)
@@ -248,14 +249,11 @@ def _events(
     """Rows of `_READ` as events, those of these types. `StoreCorrupt` if one, of whatever type, is not what was written."""
     decode = payloads.decode
     events = []
-    for seq, position, type_, text, occurred_us, recorded_us, event_id, run_id, payload_ref, *sums in rows:
-        bytes_before, checksum, number = sums
-        if checksum is not None:
-            content = (type_, text, occurred_us, recorded_us, event_id, run_id, payload_ref)
-            if checksum != row_sum(session_id, *content, seq, position, bytes_before, number):
-                raise damaged(
-                    conn, f"event {shown(seq)} of session {shown(session_id)} is not what was written: its checksum differs"
-                )
+    for checksum, *row in rows:
+        seq, position, type_, text, occurred_us, recorded_us, event_id, run_id, payload_ref, _, _ = row
+        if checksum is not None and checksum != row_sum(session_id, *row):
+            what = f"event {shown(seq)} of session {shown(session_id)}"
+            raise damaged(conn, f"{what} is not what was written: its checksum differs")
         if types is not None and type_ not in types:
             continue
         try:
