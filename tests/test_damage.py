@@ -157,6 +157,7 @@ def changes(chance: random.Random, content: bytes, structural: int, anywhere: in
         )
 
 
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(("structural", "anywhere"), [(60, 1), pytest.param(10**9, 60, marks=TORTURE)])
 def test_a_changed_byte_is_seen_or_changes_nothing(whole: Path, tmp_path: Path, structural: int, anywhere: int) -> None:
     seed = random.SystemRandom().randrange(2**32)
