@@ -200,10 +200,11 @@ def test_auto_vacuum_is_incremental_afterwards_whatever_it_was(thin: Path) -> No
 
 def test_text_that_is_no_utf_8_is_kept_as_it_lies_in_the_file(thin: Path) -> None:
     with closing(driver.dbapi.connect(str(thin), isolation_level=None)) as shell:
-        shell.execute("UPDATE session SET removed_reason = CAST(x'ff00fe' AS TEXT) WHERE session_id = 's1'")
+        shell.execute("CREATE TABLE mine (text TEXT)")  # in a table of ours it would be damage
+        shell.execute("INSERT INTO mine VALUES (CAST(x'ff00fe' AS TEXT))")
     compact(Target.of(thin))
     with closing(driver.dbapi.connect(str(thin))) as shell:
-        found = shell.execute("SELECT hex(CAST(removed_reason AS BLOB)) FROM session WHERE session_id = 's1'").fetchone()
+        found = shell.execute("SELECT hex(CAST(text AS BLOB)) FROM mine").fetchone()
     assert found == ("FF00FE",)
 
 
