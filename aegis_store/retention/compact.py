@@ -338,11 +338,12 @@ def _interruptible(connection: Any, look: Callable[[], None]) -> Iterator[None]:
     connection.set_progress_handler(handler, _STEPS_BETWEEN_LOOKS)
     try:
         yield
-    except driver.dbapi.Error:
+    except (driver.dbapi.Error, KeyboardInterrupt):
         if not raised:
             raise
     finally:
-        connection.set_progress_handler(None, 0)
+        with suppress(driver.dbapi.ProgrammingError):  # SQLAlchemy closes a connection that Ctrl-C has cut off
+            connection.set_progress_handler(None, 0)
     if raised:
         raise raised[0]
 
