@@ -64,13 +64,23 @@ def prune(
 
 
 def _carry_out(store: "EventStore", plan: "PrunePlan", archive: Path | None) -> "PruneReport":
-    from aegis_store.cli.terminal import progress
+    from aegis_store.cli.exits import Interrupted
+    from aegis_store.cli.terminal import count, plural, progress
 
+    removed = 0
     with progress() as bar:
         task = bar.add_task("Removing events", total=plan.events)
-        return store.prune(
-            plan, archive_dir=archive, on_progress=lambda done, _: bar.update(task, completed=done), trigger="cli"
-        )
+
+        def tell(done: int, _: int) -> None:
+            nonlocal removed
+            removed = done
+            bar.update(task, completed=done)
+
+        try:
+            return store.prune(plan, archive_dir=archive, on_progress=tell, trigger="cli")
+        except KeyboardInterrupt:
+            told = f"interrupted: removed {count(removed)} of {plural(plan.events, 'event')}; run it again to go on"
+            raise Interrupted(told) from None
 
 
 def _show_plan(plan: "PrunePlan") -> None:

@@ -433,6 +433,79 @@ def test_ctrl_c_in_the_middle_ends_in_one_line_and_leaves_a_store_that_opens(tmp
         assert sum(store.stats().sessions.values()) <= 359
 
 
+CTRL_C_IN_A_DESTRUCTOR = """
+import os, signal, time
+import aegis_store.store
+
+class Dropping:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(20)
+
+def open_store(*_, **__):
+    Dropping()
+    time.sleep(20)
+
+aegis_store.store.EventStore.open = open_store
+"""
+LOG_OF_SQLALCHEMY = """
+import logging
+import aegis_store.store
+
+def open_store(*_, **__):
+    logging.getLogger("sqlalchemy.pool.impl.QueuePool").error("Error closing cursor")
+    raise KeyboardInterrupt
+
+aegis_store.store.EventStore.open = open_store
+"""
+CTRL_C_AT_THE_END = """
+import atexit, os, signal
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+"""
+CTRL_C_AFTER_A_SLICE = """
+import aegis_store.retention.prune
+
+def interrupt(_):
+    raise KeyboardInterrupt
+
+aegis_store.retention.prune.let_writers_through = interrupt
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(
+    ("before", "command", "code", "said"),
+    [
+        (CTRL_C_IN_A_DESTRUCTOR, ["inspect"], 130, "aegis-store: interrupted\n"),
+        (LOG_OF_SQLALCHEMY, ["inspect"], 130, "aegis-store: interrupted\n"),
+        (CTRL_C_AT_THE_END, ["inspect"], 0, ""),
+        (
+            CTRL_C_AFTER_A_SLICE,
+            ["prune", "--yes"],
+            130,
+            "aegis-store: interrupted: removed 1 of 2 events; run it again to go on\n",
+        ),
+    ],
+    ids=["in a destructor", "in SQLAlchemy", "at the end", "after a slice of a prune"],
+)
+def test_ctrl_c_is_never_lost_and_never_a_traceback(
+    filled: Path, before: str, command: list[str], code: int, said: str
+) -> None:
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.create_session("run-3")
+        store.append("run-3", "hook", 1)
+        store.set_status("run-3", "failed")
+    program = f"{before}\nfrom aegis_store.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command, "--db", str(filled)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
 def test_progress_is_shown_on_a_terminal_and_not_in_a_pipe(tmp_path: Path, run: Run) -> None:
     state = tmp_path / "state.json"
