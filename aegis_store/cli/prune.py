@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 _SHOWN_SESSIONS = 10
 _SHOWN_RUNS = 20
+_FAILURES = {
+    "StoreCorrupt": "store damaged",
+    "StoreBusy": "store busy",
+    "StoreFull": "disk full",
+    "StoreUnavailable": "store unusable",
+    "FileUnavailable": "archive failed",
+}
+"""How a run failed, by the name of the error that the history keeps."""
 
 
 def prune(
@@ -166,8 +174,11 @@ def _show_history(context: typer.Context, db: str | None, *, as_json: bool) -> N
 
 
 def _outcome(run: "PruneRun") -> str:
-    """In a word or two; how a run failed is an error's name."""
-    return "not ended" if run.outcome is None else run.outcome.removeprefix("failed: ")
+    """In a word or two: they have to fit in a line."""
+    if run.outcome is None:
+        return "not ended"
+    error = run.outcome.removeprefix("failed: ")
+    return _FAILURES.get(error, error)
 
 
 def plan_fields(plan: "PrunePlan") -> dict[str, Any]:

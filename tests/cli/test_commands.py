@@ -200,7 +200,7 @@ def test_the_history_does_not_count_what_was_only_reported_as_gone(run: Run, fil
 
 
 def test_the_history_takes_a_line_a_run_in_80_columns(run: Run, filled: Path) -> None:
-    outcomes = ["failed: FileUnavailable", "interrupted", "overtaken", None]
+    outcomes = ["failed: StoreCorrupt", "failed: FileUnavailable", "interrupted", "overtaken", None]
     with driver.dbapi.connect(str(filled), isolation_level=None) as shell:
         for outcome in outcomes:
             shell.execute(
@@ -211,7 +211,7 @@ def test_the_history_takes_a_line_a_run_in_80_columns(run: Run, filled: Path) ->
             )
     done = run("prune", "--history", "--db", str(filled))
     shown = [line.split(maxsplit=7)[-1].strip() for line in done.stdout.splitlines() if "maintenance" in line]
-    assert shown == ["not ended", "overtaken", "interrupted", "FileUnavailable"]
+    assert shown == ["not ended", "overtaken", "interrupted", "archive failed", "store damaged"]
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
