@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aegis_store.cli.options import AsJson, Db, open_to_change, open_to_look, place_of
+from aegis_store.settings import MAX_PRUNE_RUNS
 
 if TYPE_CHECKING:
     from aegis_store.retention.plan import PrunePlan, Truncation
@@ -37,6 +38,10 @@ def prune(
         typer.Option(metavar="DIR", help="First write what goes there, as compressed JSON lines.", show_default=False),
     ] = None,
     history: Annotated[bool, typer.Option("--history", help="Show what earlier runs removed, newest first.")] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, max=MAX_PRUNE_RUNS, help="How many runs --history shows; 20 if left out.", show_default=False),
+    ] = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -50,8 +55,10 @@ def prune(
     if history:
         if yes or dry_run or archive:
             raise InvalidInput("--history only looks back, and removes nothing: leave out --yes, --dry-run and --archive")
-        _show_history(context, db, as_json=as_json)
+        _show_history(context, db, _SHOWN_RUNS if limit is None else limit, as_json=as_json)
         return
+    if limit is not None:
+        raise InvalidInput("--limit is how many runs --history shows: leave it out, or give --history too")
     acts = yes and not dry_run
     with (open_to_change if acts else open_to_look)(context, db) as store:
         plan = store.plan_prune()
@@ -148,15 +155,18 @@ def _show_reclaimable(free_bytes: int, place: str) -> None:
         show(f"{size(free_bytes)} of the file are free pages. To give them back:", f"aegis-store reclaim --db {place}")
 
 
-def _show_history(context: typer.Context, db: str | None, *, as_json: bool) -> None:
+def _show_history(context: typer.Context, db: str | None, limit: int, *, as_json: bool) -> None:
+    """The newest runs that had something to do; as JSON the newest, whatever they had to do."""
     from aegis_store.cli.terminal import count, plural, show, show_json, show_table, size, table, when
 
     with open_to_look(context, db) as store:
-        runs = store.prune_history(limit=_SHOWN_RUNS)
+        newest = store.prune_history(limit=limit if as_json else MAX_PRUNE_RUNS)
     if as_json:
-        for run in runs:
+        for run in newest:
             show_json(asdict(run))
         return
+    found = [run for run in newest if run.events or run.sessions_forgotten or run.outcome != "done"]
+    runs, more = found[:limit], len(found) > limit
     if not runs:
         show("No prune has removed anything yet.")
         return
@@ -164,6 +174,8 @@ def _show_history(context: typer.Context, db: str | None, *, as_json: bool) -> N
         (when(r.started_at), r.trigger, count(r.events), size(r.bytes), count(r.sessions_forgotten), _outcome(r)) for r in runs
     )
     show_table(table("started (UTC)", "trigger", ">events", ">bytes", ">records", "outcome"), rows)
+    if more:
+        show(f"There are more: --limit {min(limit * 2, MAX_PRUNE_RUNS)} shows twice as many.")
     totals: Counter[str] = Counter()
     for run in runs:
         if run.outcome != "reported":  # by mode warn: nothing went

@@ -215,6 +215,30 @@ def test_the_history_takes_a_line_a_run_in_80_columns(run: Run, filled: Path) ->
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_the_history_leaves_out_runs_without_work_and_says_that_there_are_more(run: Run, filled: Path) -> None:
+    def rows(done: "subprocess.CompletedProcess[str]") -> list[str]:
+        return [line.split()[3] for line in done.stdout.splitlines() if " api " in line]
+
+    with EventStore.open(filled, prune_on_open=False) as store:
+        for number in range(1, 4):
+            for _ in range(number):
+                store.append("run-2", "hook", number)
+            store.prune()
+            store.prune()
+        assert len(store.prune_history()) == 6
+    assert rows(run("prune", "--history", "--db", str(filled))) == ["3", "2", "2"]
+    done = run("prune", "--history", "--limit", "2", "--db", str(filled))
+    assert rows(done) == ["3", "2"]
+    assert "There are more: --limit 4 shows twice as many." in done.stdout
+    assert "There are more" not in run("prune", "--history", "--limit", "3", "--db", str(filled)).stdout
+    assert len(lines(run("prune", "--history", "--limit", "5", "--json", "--db", str(filled)).stdout)) == 5
+
+
+def test_a_limit_is_one_of_the_history(run: Run, filled: Path) -> None:
+    done = run("prune", "--limit", "5", "--db", str(filled))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+
+
 def test_no_command_but_prune_removes_events_by_opening_a_store(run: Run, filled: Path, tmp_path: Path) -> None:
     state = tmp_path / "state.json"
     state.write_text('{"version": 1, "sessions": [], "events": []}')
