@@ -168,20 +168,32 @@ def append_many(db: Database, session_id: str, prepared: Sequence[Prepared], exp
         _checked_seq(expected_seq)
     with db.write() as conn:
         row = row_of(conn, session_id)
-        standing = [_standing(conn, row.id, event) for event in prepared]
+        standing = [_standing_of_many(conn, row.id, event, index) for index, event in enumerate(prepared)]
         if expected_seq not in (None, row.last_seq) and (None in standing or not prepared):
             raise SequenceConflict(session_id=session_id, expected=expected_seq or 0, actual=row.last_seq)
-        return [
-            known or _insert_of_many(conn, event, index)
-            for index, (event, known) in enumerate(zip(prepared, standing, strict=True))
-        ]
+        events: list[Event] = []
+        for event, known in zip(prepared, standing, strict=True):
+            events.append(known or _insert_of_many(conn, event, events))
+        return events
 
 
-def _insert_of_many(conn: Connection, prepared: Prepared, index: int) -> Event:
+def _standing_of_many(conn: Connection, session: int, prepared: Prepared, index: int) -> Event | None:
+    try:
+        return _standing(conn, session, prepared)
+    except EventIdConflict as error:
+        raise error.below(f"events[{index}]") from None
+
+
+def _insert_of_many(conn: Connection, prepared: Prepared, before: Sequence[Event]) -> Event:
+    """`before`: what has become of the events of the batch that come before it."""
+    path = f"events[{len(before)}]"
     try:
         return insert_one(conn, prepared)
     except EventTooLarge as error:
-        raise error.below(f"events[{index}]") from None
+        raise error.below(path) from None
+    except EventIdConflict as error:  # with one of them, whose seq nobody will see
+        other = [event.seq for event in before].index(error.seq or 0)
+        raise error.below(path, other_path=f"events[{other}]") from None
 
 
 def insert_one(conn: Connection, prepared: Prepared) -> Event:

@@ -148,16 +148,29 @@ class SequenceConflict(AegisStoreError):
 
 
 class EventIdConflict(AegisStoreError):
-    """The session holds another event of that `event_id`. Nothing was appended."""
+    """There is another event of that `event_id`. Nothing was appended.
 
-    def __init__(self, *, session_id: str, event_id: str, seq: int) -> None:
+    `seq`: where the session holds it; None if it is in the same batch. `path`: which event of a batch is in conflict,
+    `events[3]`, say; None for one that was appended alone.
+    """
+
+    def __init__(
+        self, *, session_id: str, event_id: str, seq: int | None, path: str | None = None, other_path: str | None = None
+    ) -> None:
         self.session_id = session_id
         self.event_id = event_id
         self.seq = seq
+        self.path = path
+        where = f"is that of {other_path}" if seq is None else f"stands in session {shown(session_id)} at seq {seq}"
         super().__init__(
-            f"session {shown(session_id)} holds event_id {shown(event_id)} at seq {seq} with other content: "
+            f"{f'{path}.' if path else ''}event_id {shown(event_id)} {where} with other content: "
             "repeat an append with the same type, payload, run_id and payload_ref, or use a new event_id"
         )
+
+    def below(self, step: str, *, other_path: str | None = None) -> "EventIdConflict":
+        """The same error, of an event of a batch; `other_path`: with that one, of the same batch."""
+        seq = None if other_path else self.seq
+        return EventIdConflict(session_id=self.session_id, event_id=self.event_id, seq=seq, path=step, other_path=other_path)
 
 
 class EventsTruncated(AegisStoreError):

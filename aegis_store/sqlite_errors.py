@@ -62,7 +62,14 @@ def errors_of(store: str, *, since_s: float | None = None) -> Iterator[None]:
             raise error.__context__ from None
         raise
     except (SQLAlchemyError, driver.dbapi.Error, UnicodeError, OverflowError, OSError) as error:
+        if _is_interrupt(error):
+            raise KeyboardInterrupt from None
         raise translated(store, error, waited_ms=int((time.monotonic() - started) * 1000)) from None
+
+
+def _is_interrupt(error: Exception) -> bool:
+    """Ctrl-C that came as SQLite called a function of ours, before its first line: the driver drops it, and says this."""
+    return str(error.orig if isinstance(error, DBAPIError) else error) == "interrupted"
 
 
 def translated(store: str, error: Exception, *, waited_ms: int) -> Exception:

@@ -329,6 +329,7 @@ def test_an_event_id_with_other_content_is_a_conflict(store: EventStore, other: 
     with pytest.raises(EventIdConflict) as caught:
         store.append("s", **content | other, event_id="e")
     assert (caught.value.session_id, caught.value.event_id, caught.value.seq) == ("s", "e", 2)
+    assert caught.value.path is None
     assert store.get_session("s").last_seq == 2
 
 
@@ -523,9 +524,23 @@ def test_an_event_id_that_stands_twice_in_a_batch_is_appended_once(store: EventS
 
 def test_an_event_id_that_stands_twice_in_a_batch_with_other_content_is_a_conflict(store: EventStore) -> None:
     store.create_session("s")
-    with pytest.raises(EventIdConflict):
-        store.append_many("s", [NewEvent(type="t", payload=number, event_id="e") for number in (1, 2)])
-    assert seqs(store) == []
+    store.append("s", "t", 0)
+    batch = [NewEvent(type="t", payload=0), *(NewEvent(type="t", payload=number, event_id="e") for number in (1, 1, 2))]
+    with pytest.raises(
+        EventIdConflict, match=r"^events\[3\]\.event_id 'e' is that of events\[1\] with other content"
+    ) as caught:
+        store.append_many("s", batch)
+    assert (caught.value.path, caught.value.seq) == ("events[3]", None)
+    assert seqs(store) == [1]
+
+
+def test_a_conflict_with_an_event_that_stands_tells_which_event_of_the_batch_it_is(store: EventStore) -> None:
+    store.create_session("s")
+    store.append("s", "t", 0, event_id="e")
+    batch = [NewEvent(type="t", payload=0, event_id="new"), NewEvent(type="t", payload=1, event_id="e")]
+    with pytest.raises(EventIdConflict, match=r"^events\[1\]\.event_id 'e' stands in session 's' at seq 1 ") as caught:
+        store.append_many("s", batch)
+    assert (caught.value.path, caught.value.seq) == ("events[1]", 1)
 
 
 # Times

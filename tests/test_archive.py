@@ -18,7 +18,9 @@ from aegis_store import (
     InvalidInput,
     NewEvent,
     RetentionPolicy,
+    StoreCorrupt,
     StoreFull,
+    driver,
 )
 from aegis_store.retention import archive as archiving
 from aegis_store.retention import prune as pruning
@@ -211,6 +213,19 @@ def test_what_a_killed_run_left_half_written_is_swept_later(store: EventStore, t
     (file,) = store.prune(archive_dir=tmp_path).archived
     left = {entry.name for entry in tmp_path.iterdir() if not entry.name.startswith("aegis.db")}
     assert left == {"new.jsonl.gz.tmp", "notes.txt", Path(file).name}
+
+
+def test_a_damaged_event_stops_the_prune_and_the_error_names_the_store(store: EventStore, path: Path, tmp_path: Path) -> None:
+    fill(store, "s", 3)
+    with driver.dbapi.connect(str(path), isolation_level=None) as shell:
+        (guard,) = shell.execute("SELECT sql FROM sqlite_schema WHERE name = 'event_guards_update'").fetchone()
+        shell.execute("DROP TRIGGER event_guards_update")
+        shell.execute("UPDATE event SET payload = '7' WHERE seq = 2")
+        shell.execute(guard)
+    with pytest.raises(StoreCorrupt) as caught:
+        store.prune(archive_dir=tmp_path / "archive")
+    assert caught.value.store == str(path)
+    assert store.get_session("s").event_count == 3
 
 
 def test_a_file_that_is_read_back_as_something_else_stops_the_prune(

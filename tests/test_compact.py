@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -34,12 +35,14 @@ from aegis_store import (
 from aegis_store.retention import compact as compacting
 from aegis_store.retention.compact import compact
 from aegis_store.retention.reclaim import reclaim
+from aegis_store.sqlite_errors import errors_of
 from aegis_store.target import Target
 from tests.crash.checks import assert_sound
 from tests.crash.harness import Line, run_and_kill
 
 SESSIONS = 12
 EVENTS = 80
+INTERRUPTS = 15
 
 
 class Usage(NamedTuple):
@@ -200,10 +203,11 @@ def test_auto_vacuum_is_incremental_afterwards_whatever_it_was(thin: Path) -> No
 
 def test_text_that_is_no_utf_8_is_kept_as_it_lies_in_the_file(thin: Path) -> None:
     with closing(driver.dbapi.connect(str(thin), isolation_level=None)) as shell:
-        shell.execute("UPDATE session SET removed_reason = CAST(x'ff00fe' AS TEXT) WHERE session_id = 's1'")
+        shell.execute("CREATE TABLE mine (text TEXT)")  # in a table of ours it would be damage
+        shell.execute("INSERT INTO mine VALUES (CAST(x'ff00fe' AS TEXT))")
     compact(Target.of(thin))
     with closing(driver.dbapi.connect(str(thin))) as shell:
-        found = shell.execute("SELECT hex(CAST(removed_reason AS BLOB)) FROM session WHERE session_id = 's1'").fetchone()
+        found = shell.execute("SELECT hex(CAST(text AS BLOB)) FROM mine").fetchone()
     assert found == ("FF00FE",)
 
 
@@ -309,6 +313,40 @@ def test_interrupted_at_any_stage_it_leaves_the_store_as_it_was(thin: Path, stag
     with pytest.raises(KeyboardInterrupt):
         compact(Target.of(thin), on_progress=interrupt)
     assert_left_as_it_was(thin, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # interrupts that fall into destructors
+def test_interrupted_at_any_moment_it_ends_as_ctrl_c_and_nothing_else(thin: Path, chance: random.Random) -> None:
+    before = content(thin)
+    started_s = time.perf_counter()
+    compact(Target.of(thin))
+    took_s = time.perf_counter() - started_s
+    handler, interrupts = signal.signal(signal.SIGALRM, signal.default_int_handler), 0
+    try:
+        for _ in range(INTERRUPTS):
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.001, took_s))
+            try:
+                compact(Target.of(thin))
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupts += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert interrupts > 0
+    assert content(thin) == before
+
+
+def test_ctrl_c_that_the_driver_dropped_is_ctrl_c_all_the_same() -> None:
+    """It does so when Ctrl-C comes before the first line of a function that SQLite calls."""
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    with closing(driver.dbapi.connect(":memory:")) as connection:
+        connection.set_progress_handler(interrupted, 10)
+        with pytest.raises(KeyboardInterrupt), errors_of("store"):
+            connection.execute("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n")
 
 
 @pytest.mark.parametrize("free_bytes", [[0], [2**40, 0]], ids=["for the copy", "for writing it back"])

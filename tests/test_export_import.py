@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import pairwise
@@ -1536,3 +1537,18 @@ def test_exporting_and_importing_need_zstd_only_for_zstd(path: Path, tmp_path: P
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_a_killed_import_left_in_the_temporary_directory_is_swept_an_hour_later(
+    store: EventStore, target: EventStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    for name, age_s in (("aegis-store-import-old", 4000), ("aegis-store-import-new", 60), ("another-old", 4000)):
+        (temporary / name).mkdir(parents=True)
+        (temporary / name / "scratch.db").write_text("x")
+        os.utime(temporary / name, (time.time() - age_s,) * 2)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    fill(store, "s")
+    export_from(store, tmp_path / "out.jsonl")
+    import_into(target, tmp_path / "out.jsonl")
+    assert {entry.name for entry in temporary.iterdir()} == {"aegis-store-import-new", "another-old"}

@@ -1,6 +1,7 @@
 """How a command ends: one line for people, an exit code for programs, never a traceback."""
 
 import os
+import signal
 import sys
 from typing import Final, NoReturn
 
@@ -17,6 +18,12 @@ TRY_AGAIN: Final = 6
 NOT_ALL_IMPORTED: Final = 7
 INTERRUPTED: Final = 130
 
+_CTRL_C_AGAIN_AFTER_S: Final = 0.01
+
+
+class Interrupted(Exception):
+    """Ctrl-C, and what the command has done until then."""
+
 
 def run() -> NoReturn:
     """Run the application and exit."""
@@ -26,34 +33,66 @@ def run() -> NoReturn:
         # A terminal that cannot show a character gets its escape instead of a failure.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    code = _code()
+    _lose_no_ctrl_c()
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = _pipe_closed()
-    except OSError as error:
-        code = _say(f"the output cannot be written: {error.strerror}", FAILED)
+        code = _flushed(_outcome())
+    except KeyboardInterrupt:
+        _ignore_ctrl_c()
+        code = _say("interrupted", INTERRUPTED)
+    _ignore_ctrl_c()
     sys.exit(code)
 
 
-def _code() -> int:
+def _flushed(code: int) -> int:
     try:
-        return _outcome()
-    except KeyboardInterrupt:
-        return _say("interrupted", INTERRUPTED)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _pipe_closed()
+    except OSError as error:
+        return _say(f"the output cannot be written: {error.strerror}", FAILED)
+    return code
+
+
+def _lose_no_ctrl_c() -> None:
+    """Where Python drops what is raised (in a destructor, say), Ctrl-C comes once more, a moment later."""
+    if not hasattr(signal, "setitimer"):  # Windows
+        return
+    told = sys.unraisablehook
+
+    def hook(dropped: "sys.UnraisableHookArgs") -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, _CTRL_C_AGAIN_AFTER_S)
+        else:
+            told(dropped)
+
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    sys.unraisablehook = hook
+
+
+def _ignore_ctrl_c() -> None:
+    """The command has ended: while the interpreter ends as well, Ctrl-C would kill it, and its code would be lost."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
 
 def _outcome() -> int:
+    import logging
+
     from typer.exceptions import TyperException
 
     from aegis_store.cli.app import app
     from aegis_store.errors import AegisStoreError
 
+    # What SQLAlchemy logs of connections that Ctrl-C has cut off is nothing to act on, and would come as a traceback.
+    logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
     try:
         result = app(prog_name="aegis-store", standalone_mode=False)
         if result == INTERRUPTED:  # Typer's own, on Ctrl-C
             return _say("interrupted", INTERRUPTED)
         return result if isinstance(result, int) else DONE
+    except Interrupted as interrupted:
+        return _say(str(interrupted), INTERRUPTED)
     except TyperException as error:
         message = " ".join(error.format_message().split())
         return _say(f"{message} (see --help)", error.exit_code)

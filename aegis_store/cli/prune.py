@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aegis_store.cli.options import AsJson, Db, open_to_change, open_to_look, place_of
+from aegis_store.settings import MAX_PRUNE_RUNS
 
 if TYPE_CHECKING:
     from aegis_store.retention.plan import PrunePlan, Truncation
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 
 _SHOWN_SESSIONS = 10
 _SHOWN_RUNS = 20
+_FAILURES = {
+    "StoreCorrupt": "store damaged",
+    "StoreBusy": "store busy",
+    "StoreFull": "disk full",
+    "StoreUnavailable": "store unusable",
+    "FileUnavailable": "archive failed",
+}
+"""How a run failed, by the name of the error that the history keeps."""
 
 
 def prune(
@@ -29,6 +38,10 @@ def prune(
         typer.Option(metavar="DIR", help="First write what goes there, as compressed JSON lines.", show_default=False),
     ] = None,
     history: Annotated[bool, typer.Option("--history", help="Show what earlier runs removed, newest first.")] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, max=MAX_PRUNE_RUNS, help="How many runs --history shows; 20 if left out.", show_default=False),
+    ] = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -42,8 +55,10 @@ def prune(
     if history:
         if yes or dry_run or archive:
             raise InvalidInput("--history only looks back, and removes nothing: leave out --yes, --dry-run and --archive")
-        _show_history(context, db, as_json=as_json)
+        _show_history(context, db, _SHOWN_RUNS if limit is None else limit, as_json=as_json)
         return
+    if limit is not None:
+        raise InvalidInput("--limit is how many runs --history shows: leave it out, or give --history too")
     acts = yes and not dry_run
     with (open_to_change if acts else open_to_look)(context, db) as store:
         plan = store.plan_prune()
@@ -64,13 +79,23 @@ def prune(
 
 
 def _carry_out(store: "EventStore", plan: "PrunePlan", archive: Path | None) -> "PruneReport":
-    from aegis_store.cli.terminal import progress
+    from aegis_store.cli.exits import Interrupted
+    from aegis_store.cli.terminal import count, plural, progress
 
+    removed = 0
     with progress() as bar:
         task = bar.add_task("Removing events", total=plan.events)
-        return store.prune(
-            plan, archive_dir=archive, on_progress=lambda done, _: bar.update(task, completed=done), trigger="cli"
-        )
+
+        def tell(done: int, _: int) -> None:
+            nonlocal removed
+            removed = done
+            bar.update(task, completed=done)
+
+        try:
+            return store.prune(plan, archive_dir=archive, on_progress=tell, trigger="cli")
+        except KeyboardInterrupt:
+            told = f"interrupted: removed {count(removed)} of {plural(plan.events, 'event')}; run it again to go on"
+            raise Interrupted(told) from None
 
 
 def _show_plan(plan: "PrunePlan") -> None:
@@ -130,15 +155,18 @@ def _show_reclaimable(free_bytes: int, place: str) -> None:
         show(f"{size(free_bytes)} of the file are free pages. To give them back:", f"aegis-store reclaim --db {place}")
 
 
-def _show_history(context: typer.Context, db: str | None, *, as_json: bool) -> None:
+def _show_history(context: typer.Context, db: str | None, limit: int, *, as_json: bool) -> None:
+    """The newest runs that had something to do; as JSON the newest, whatever they had to do."""
     from aegis_store.cli.terminal import count, plural, show, show_json, show_table, size, table, when
 
     with open_to_look(context, db) as store:
-        runs = store.prune_history(limit=_SHOWN_RUNS)
+        newest = store.prune_history(limit=limit if as_json else MAX_PRUNE_RUNS)
     if as_json:
-        for run in runs:
+        for run in newest:
             show_json(asdict(run))
         return
+    found = [run for run in newest if run.events or run.sessions_forgotten or run.outcome != "done"]
+    runs, more = found[:limit], len(found) > limit
     if not runs:
         show("No prune has removed anything yet.")
         return
@@ -146,6 +174,8 @@ def _show_history(context: typer.Context, db: str | None, *, as_json: bool) -> N
         (when(r.started_at), r.trigger, count(r.events), size(r.bytes), count(r.sessions_forgotten), _outcome(r)) for r in runs
     )
     show_table(table("started (UTC)", "trigger", ">events", ">bytes", ">records", "outcome"), rows)
+    if more:
+        show(f"There are more: --limit {min(limit * 2, MAX_PRUNE_RUNS)} shows twice as many.")
     totals: Counter[str] = Counter()
     for run in runs:
         if run.outcome != "reported":  # by mode warn: nothing went
@@ -156,8 +186,11 @@ def _show_history(context: typer.Context, db: str | None, *, as_json: bool) -> N
 
 
 def _outcome(run: "PruneRun") -> str:
-    """In a word or two; how a run failed is an error's name."""
-    return "not ended" if run.outcome is None else run.outcome.removeprefix("failed: ")
+    """In a word or two: they have to fit in a line."""
+    if run.outcome is None:
+        return "not ended"
+    error = run.outcome.removeprefix("failed: ")
+    return _FAILURES.get(error, error)
 
 
 def plan_fields(plan: "PrunePlan") -> dict[str, Any]:

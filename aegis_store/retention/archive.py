@@ -48,7 +48,7 @@ class Archive:
         file = self._directory / self._name(row.session_id, row.first_seq, end - 1)
         record = conn.execute(select(session).where(session.c.id == row.id)).one()
         events = select(event, STORE_NUMBER).where(event.c.session == row.id, event.c.seq >= row.first_seq, event.c.seq < end)
-        with LinesWriter(file, None) as out:
+        with LinesWriter(file, store=conn.get_execution_options()["store"]) as out:
             out.session(record, row.first_seq, end - 1, StoredHistory(conn, row).bytes_before(row.first_seq))
             with conn.execute(events.order_by(event.c.seq)) as rows:  # one by one: a payload may take 16 MiB
                 for stored in rows:

@@ -8,6 +8,7 @@ that had opened the old file just before, and then got its turn, would go on wit
 SQLITE_READONLY_DBMOVED, is not made in WAL mode.) So the copy goes through the log, as one transaction of SQLite's backup:
 
     lock       no other connection to the store exists, and none gets in from here on
+    check      nothing in the store is damaged, or it is refused
     copy       VACUUM INTO a draft beside the store           killed here: the store is as it was
     verify     the draft against the store, row by row        killed here: the store is as it was
     write back the draft's pages into the log, one commit     killed here: the old content, or after the commit the new
@@ -26,10 +27,14 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final, NamedTuple
 
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.pool import StaticPool
+
 from aegis_store import driver, gate
 from aegis_store.errors import ReadOnlyStore, StoreBusy, StoreCorrupt, StoreFull, StoreUnavailable
 from aegis_store.sqlite_errors import errors_of, translated
 from aegis_store.target import Target, is_open_here
+from aegis_store.verify.run import refuse_damaged
 
 OnProgress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all): the content counts three times, as it is copied, verified and written back."""
@@ -112,7 +117,7 @@ def compact(target: Target, *, on_progress: OnProgress | None = None) -> Compact
     they cannot write look at the store without a lock: they are not noticed, and may meet pages that do not fit together.)
 
     Raises `StoreBusy` if someone has the store open, `StoreFull` with the bytes needed and available, `ReadOnlyStore`,
-    `StoreCorrupt` for damage that is met, and what `gate.check` raises. Then, and when it is interrupted, the store has the
+    `StoreCorrupt` for any damage, and what `gate.check` raises. Then, and when it is interrupted, the store has the
     content that it had. After `kill -9` a draft (NAME.0-….tmp) may stay behind; the next compaction removes it.
     """
     started = time.monotonic()
@@ -123,8 +128,10 @@ def compact(target: Target, *, on_progress: OnProgress | None = None) -> Compact
         raise ReadOnlyStore(store=str(target))
     with errors_of(str(target)):
         bytes_before = _bytes_on_disk(target)
-        with _alone_with(target) as original, _draft(target) as draft:
-            rows = _packed(target, original, draft, on_progress)
+        with _alone_with(target) as original:
+            _check(target, original)
+            with _draft(target) as draft:
+                rows = _packed(target, original, draft, on_progress)
         return CompactReport(
             bytes_before=bytes_before,
             bytes_after=_bytes_on_disk(target),
@@ -179,6 +186,33 @@ def _connected(target: Target, query: str) -> Any:
 def _in_use(target: Target, who: str, remedy: str) -> StoreBusy:
     detail = f"cannot be compacted while it is in use ({who}): {remedy}; nothing was changed"
     return StoreBusy(store=str(target), waited_ms=int(_LOCK_TIMEOUT_S * 1000), detail=detail)
+
+
+# Check
+
+
+class _Alone:
+    """The one connection, as `verify` reads a store."""
+
+    def __init__(self, target: Target, original: Any) -> None:
+        self._store = str(target)
+        self._engine = create_engine(
+            "sqlite://",
+            module=driver.dbapi,
+            creator=lambda: original,
+            poolclass=StaticPool,
+            execution_options={"store": self._store},
+        )
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        with errors_of(self._store), self._engine.connect() as connection:
+            yield connection
+
+
+def _check(target: Target, original: Any) -> None:
+    with _interruptible(original, lambda: None):
+        refuse_damaged(_Alone(target, original), str(target))
 
 
 # Copy
@@ -304,11 +338,12 @@ def _interruptible(connection: Any, look: Callable[[], None]) -> Iterator[None]:
     connection.set_progress_handler(handler, _STEPS_BETWEEN_LOOKS)
     try:
         yield
-    except driver.dbapi.Error:
+    except (driver.dbapi.Error, KeyboardInterrupt):
         if not raised:
             raise
     finally:
-        connection.set_progress_handler(None, 0)
+        with suppress(driver.dbapi.ProgrammingError):  # SQLAlchemy closes a connection that Ctrl-C has cut off
+            connection.set_progress_handler(None, 0)
     if raised:
         raise raised[0]
 

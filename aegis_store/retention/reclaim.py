@@ -25,8 +25,8 @@ from sqlalchemy import Connection
 from aegis_store import driver
 from aegis_store.database import Database
 from aegis_store.errors import InvalidInput, StoreUnavailable, shown
-from aegis_store.sqlite_errors import damaged
 from aegis_store.target import Target
+from aegis_store.verify.run import refuse_damaged
 
 OnProgress = Callable[[int, int], None]
 """Called with (pages given back so far, pages to give back) after each step."""
@@ -122,8 +122,8 @@ def reclaim(
     meanwhile is left to the next call. At the end up to a second goes, over `max_seconds` too, into the checkpoint that cuts
     the file; it waits for no one. `on_progress` is called after each step with (pages given back, pages to give back).
 
-    `check`: read the whole file first, which `max_seconds` does not count, and raise `StoreCorrupt` before a page of a damaged
-    store is moved. Without it damage is met only where pages move.
+    `check`: verify the whole store first, which `max_seconds` does not count, and raise `StoreCorrupt` before a page of a
+    damaged one is moved. Without it damage is met only where pages move.
 
     Interrupted at any point, also by `kill -9`, the store is whole and the next call goes on. Raises `InvalidInput`,
     `ReadOnlyStore`, `StoreUnavailable` for a store whose pages cannot go one by one (`auto_vacuum` was changed: only `compact`
@@ -132,7 +132,7 @@ def reclaim(
     _check(max_seconds, free_ratio)
     db.check_writable()
     if check:
-        _check_pages(db)
+        refuse_damaged(db, str(db.target))
     started = time.monotonic()
     deadline = started + max_seconds if max_seconds is not None else math.inf
     bytes_before, before = _bytes_on_disk(db.target), _looked_at(db)
@@ -162,14 +162,6 @@ def _check(max_seconds: Any, free_ratio: Any) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_pages(db: Database) -> None:
-    """Raise `StoreCorrupt` for a store whose pages do not fit together. What indexes say is not compared: that takes longer."""
-    with db.read() as conn:
-        found = conn.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
-        if found != "ok":
-            raise damaged(conn, " ".join(str(found).rpartition("***")[2].split()))
 
 
 # Steps

@@ -129,9 +129,10 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
     def compact(target: str | os.PathLike[str], *, on_progress: OnCompacted | None = None) -> CompactReport:
         """Pack the store at `target`, which nobody may have open: its events then take the room that a fresh store takes.
 
-        A verified copy is made beside it and written back in one transaction, so that whatever happens the store is whole, as
-        it was or packed. Takes room for two copies, which is checked before. `on_progress` is called with (bytes done, bytes
-        in all). Raises `StoreBusy` if somebody has it open, `StoreFull`, and what `open` raises; it is then as it was.
+        The store is verified, and refused if it is damaged. A verified copy is made beside it and written back in one
+        transaction, so that whatever happens the store is whole, as it was or packed. Takes room for two copies,
+        which is checked before. `on_progress` is called with (bytes done, bytes in all). Raises `StoreBusy` if
+        somebody has it open, `StoreFull`, and what `open` raises; it is then as it was.
         """
         return compact(Target.of(target), on_progress=on_progress)
 

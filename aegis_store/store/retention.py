@@ -97,7 +97,7 @@ class Retention(OpenStore):
 
         Until free pages are `free_ratio` (0 to 1) of the file or less, or `max_seconds` are over. The report says how large
         the file was and is, and whether that was reached: a reader that stays in one place can hold the file's end.
-        `check` reads the whole file first, for which no one waits, and raises `StoreCorrupt` before a page of a damaged store
+        `check` verifies the whole store first, for which no one waits, and raises `StoreCorrupt` before a page of a damaged one
         is moved; `max_seconds` does not count it. `on_progress` is called with (pages given back, pages to give back).
         Interrupted, what was given back stays so. What is left of pages that are partly filled, `EventStore.compact` packs.
         Raises `InvalidInput`.

@@ -2,13 +2,18 @@
 
 import os
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from typing import Any
+from contextlib import closing, contextmanager, suppress
+from typing import Any, Final
 
 from aegis_store import driver
 from aegis_store.sqlite_errors import errors_of
+
+_PREFIX: Final = "aegis-store-import-"
+_ORPHAN_AGE_S: Final = 3600.0
 
 
 @contextmanager
@@ -18,7 +23,8 @@ def scratch(what: str) -> Iterator[Any]:
     Raises `StoreFull` and `StoreUnavailable` when the temporary directory is of no use.
     """
     with errors_of(f"{what} in the temporary directory"):
-        directory = tempfile.mkdtemp(prefix="aegis-store-import-")
+        _sweep(tempfile.gettempdir())
+        directory = tempfile.mkdtemp(prefix=_PREFIX)
     try:
         with (
             errors_of(f"{what} in {os.path.dirname(directory)}"),
@@ -31,3 +37,19 @@ def scratch(what: str) -> Iterator[Any]:
     finally:
         # What cannot be removed does not undo what the import did.
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _sweep(temporary: str) -> None:
+    """Remove what imports that were killed have left. One that is at work all the same holds its file open, and goes on."""
+    oldest = time.time() - _ORPHAN_AGE_S
+    # Not to be able to look, or to meet another import that sweeps, keeps no import from its work.
+    with suppress(OSError), os.scandir(temporary) as entries:
+        for entry in entries:
+            if entry.name.startswith(_PREFIX):
+                found = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(found.st_mode) and found.st_mtime < oldest and _is_ours(found):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    return not hasattr(os, "getuid") or found.st_uid == os.getuid()  # on Windows each user has a directory of his own

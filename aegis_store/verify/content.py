@@ -1,13 +1,13 @@
 """What only we know of a store: each session's events are one range, in order, as they were written, and its counters agree."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy import Connection, Row, bindparam, func, select
 
 from aegis_store import payload as payloads
 from aegis_store.checksum import STORE_NUMBER, sum_of
-from aegis_store.database import Database
 from aegis_store.errors import StoreCorrupt, shown
 from aegis_store.events import from_us
 from aegis_store.read import last_position
@@ -26,6 +26,13 @@ _EVENTS: Final = (
     .limit(_EVENTS_AT_ONCE)
 )
 _LIMITS: Final = select(store.c.max_events, store.c.max_bytes)
+
+
+class Readable(Protocol):
+    """What can be verified: an open store, or the one connection that has a store for itself."""
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """One snapshot."""
 
 
 # Records
@@ -83,7 +90,7 @@ class _Stretch(NamedTuple):
 class SessionCheck:
     """One session, looked at a stretch at a time. Writers and prunes go on meanwhile: what they remove is passed over."""
 
-    def __init__(self, db: Database, key: int) -> None:
+    def __init__(self, db: Readable, key: int) -> None:
         self.events = 0
         self.without_checksum = 0
         self._db = db

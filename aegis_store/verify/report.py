@@ -38,11 +38,16 @@ class VerifyReport:
         return not self.problems
 
     @property
+    def damage(self) -> tuple[Problem, ...]:
+        """The problems that are more than a changed schema, which leaves what is stored as it is."""
+        return tuple(problem for problem in self.problems if problem.kind != "schema")
+
+    @property
     def advice(self) -> str | None:
         """What to do, in words; None if nothing is wrong."""
         if self.ok:
             return None
-        if {problem.kind for problem in self.problems} <= {"schema"}:
+        if not self.damage:
             return (
                 "Somebody has changed the schema, so that bounds and counters may not hold. Export the store, and import the "
                 "file into a new one."

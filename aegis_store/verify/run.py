@@ -6,11 +6,10 @@ from typing import Final
 
 from sqlalchemy import Connection, func, select
 
-from aegis_store.database import Database
-from aegis_store.errors import StoreCorrupt
+from aegis_store.errors import StoreCorrupt, shown
 from aegis_store.schema import session
 from aegis_store.settings import MAX_PROBLEMS
-from aegis_store.verify.content import SessionCheck, damaged_records, wrong_totals
+from aegis_store.verify.content import Readable, SessionCheck, damaged_records, wrong_totals
 from aegis_store.verify.report import Problem, VerifyReport
 from aegis_store.verify.structure import changes_of_schema, structure
 
@@ -21,7 +20,7 @@ _KEYS_AT_ONCE: Final = 1000
 _HELD: Final = select(func.coalesce(func.sum(session.c.last_seq - session.c.first_seq + 1), 0))
 
 
-def verify(db: Database, on_progress: OnVerified | None = None) -> VerifyReport:
+def verify(db: Readable, on_progress: OnVerified | None = None) -> VerifyReport:
     """Read everything, change nothing. See `EventStore.verify`."""
     started_s = time.monotonic()
     found = _Found()
@@ -51,6 +50,20 @@ def verify(db: Database, on_progress: OnVerified | None = None) -> VerifyReport:
     )
 
 
+def refuse_damaged(db: Readable, store: str) -> None:
+    """Raise `StoreCorrupt` if the store is damaged: for what is about to move its pages, and with them what could be saved."""
+    damage = verify(db).damage
+    if damage:
+        first = damage[0]
+        where = "" if first.session_id is None else f"session {shown(first.session_id)}: "
+        where = where if first.seq is None else f"event {first.seq} of {where}"
+        raise StoreCorrupt(
+            store=store,
+            detail=f"{where}{first.detail}",
+            hint="`aegis-store verify` tells all that is wrong, and what to do",
+        )
+
+
 class _Found:
     """The problems so far: a file of noise must not fill the memory with them."""
 
@@ -64,7 +77,7 @@ class _Found:
         self.more += len(problems[room:])
 
 
-def _look(db: Database, look: Callable[[Connection], Iterator[Problem]], found: _Found) -> None:
+def _look(db: Readable, look: Callable[[Connection], Iterator[Problem]], found: _Found) -> None:
     """Each in a snapshot of its own. Where SQLite gives up, that is what was found."""
     try:
         with db.read() as conn:
@@ -74,7 +87,7 @@ def _look(db: Database, look: Callable[[Connection], Iterator[Problem]], found: 
         found.add([Problem("structure", error.detail)])
 
 
-def _keys(db: Database) -> Iterator[int]:
+def _keys(db: Readable) -> Iterator[int]:
     """All sessions, also those that were deleted and whose events are going; a thousand in a snapshot."""
     last = 0
     while True:

@@ -200,7 +200,7 @@ def test_the_history_does_not_count_what_was_only_reported_as_gone(run: Run, fil
 
 
 def test_the_history_takes_a_line_a_run_in_80_columns(run: Run, filled: Path) -> None:
-    outcomes = ["failed: FileUnavailable", "interrupted", "overtaken", None]
+    outcomes = ["failed: StoreCorrupt", "failed: FileUnavailable", "interrupted", "overtaken", None]
     with driver.dbapi.connect(str(filled), isolation_level=None) as shell:
         for outcome in outcomes:
             shell.execute(
@@ -211,8 +211,32 @@ def test_the_history_takes_a_line_a_run_in_80_columns(run: Run, filled: Path) ->
             )
     done = run("prune", "--history", "--db", str(filled))
     shown = [line.split(maxsplit=7)[-1].strip() for line in done.stdout.splitlines() if "maintenance" in line]
-    assert shown == ["not ended", "overtaken", "interrupted", "FileUnavailable"]
+    assert shown == ["not ended", "overtaken", "interrupted", "archive failed", "store damaged"]
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_the_history_leaves_out_runs_without_work_and_says_that_there_are_more(run: Run, filled: Path) -> None:
+    def rows(done: "subprocess.CompletedProcess[str]") -> list[str]:
+        return [line.split()[3] for line in done.stdout.splitlines() if " api " in line]
+
+    with EventStore.open(filled, prune_on_open=False) as store:
+        for number in range(1, 4):
+            for _ in range(number):
+                store.append("run-2", "hook", number)
+            store.prune()
+            store.prune()
+        assert len(store.prune_history()) == 6
+    assert rows(run("prune", "--history", "--db", str(filled))) == ["3", "2", "2"]
+    done = run("prune", "--history", "--limit", "2", "--db", str(filled))
+    assert rows(done) == ["3", "2"]
+    assert "There are more: --limit 4 shows twice as many." in done.stdout
+    assert "There are more" not in run("prune", "--history", "--limit", "3", "--db", str(filled)).stdout
+    assert len(lines(run("prune", "--history", "--limit", "5", "--json", "--db", str(filled)).stdout)) == 5
+
+
+def test_a_limit_is_one_of_the_history(run: Run, filled: Path) -> None:
+    done = run("prune", "--limit", "5", "--db", str(filled))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
 
 
 def test_no_command_but_prune_removes_events_by_opening_a_store(run: Run, filled: Path, tmp_path: Path) -> None:
@@ -431,6 +455,79 @@ def test_ctrl_c_in_the_middle_ends_in_one_line_and_leaves_a_store_that_opens(tmp
     assert (process.returncode, errors.splitlines()) == (130, ["aegis-store: interrupted"])
     with EventStore.open(place) as store:
         assert sum(store.stats().sessions.values()) <= 359
+
+
+CTRL_C_IN_A_DESTRUCTOR = """
+import os, signal, time
+import aegis_store.store
+
+class Dropping:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(20)
+
+def open_store(*_, **__):
+    Dropping()
+    time.sleep(20)
+
+aegis_store.store.EventStore.open = open_store
+"""
+LOG_OF_SQLALCHEMY = """
+import logging
+import aegis_store.store
+
+def open_store(*_, **__):
+    logging.getLogger("sqlalchemy.pool.impl.QueuePool").error("Error closing cursor")
+    raise KeyboardInterrupt
+
+aegis_store.store.EventStore.open = open_store
+"""
+CTRL_C_AT_THE_END = """
+import atexit, os, signal
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+"""
+CTRL_C_AFTER_A_SLICE = """
+import aegis_store.retention.prune
+
+def interrupt(_):
+    raise KeyboardInterrupt
+
+aegis_store.retention.prune.let_writers_through = interrupt
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(
+    ("before", "command", "code", "said"),
+    [
+        (CTRL_C_IN_A_DESTRUCTOR, ["inspect"], 130, "aegis-store: interrupted\n"),
+        (LOG_OF_SQLALCHEMY, ["inspect"], 130, "aegis-store: interrupted\n"),
+        (CTRL_C_AT_THE_END, ["inspect"], 0, ""),
+        (
+            CTRL_C_AFTER_A_SLICE,
+            ["prune", "--yes"],
+            130,
+            "aegis-store: interrupted: removed 1 of 2 events; run it again to go on\n",
+        ),
+    ],
+    ids=["in a destructor", "in SQLAlchemy", "at the end", "after a slice of a prune"],
+)
+def test_ctrl_c_is_never_lost_and_never_a_traceback(
+    filled: Path, before: str, command: list[str], code: int, said: str
+) -> None:
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.create_session("run-3")
+        store.append("run-3", "hook", 1)
+        store.set_status("run-3", "failed")
+    program = f"{before}\nfrom aegis_store.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command, "--db", str(filled)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert (done.returncode, done.stderr) == (code, said)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")

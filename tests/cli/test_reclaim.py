@@ -3,11 +3,13 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from aegis_store import UNLIMITED, EventStore, NewEvent, RetentionPolicy
+from aegis_store import UNLIMITED, EventStore, NewEvent, RetentionPolicy, driver
 from tests.cli.conftest import Run
 
 
@@ -111,17 +113,54 @@ def test_values_that_cannot_be_are_wrong_usage_and_change_nothing(run: Run, prun
     assert pruned.read_bytes() == before
 
 
-@pytest.mark.parametrize("options", [[], ["--max-seconds", "5"], ["--json"], ["--compact"]], ids=" ".join)
-def test_a_damaged_store_is_refused_and_left_as_it_was(run: Run, pruned: Path, options: list[str]) -> None:
-    EventStore.compact(pruned)
-    with pruned.open("r+b") as file:  # pages of events, none of which has to move
-        file.seek(pruned.stat().st_size // 2)
+def write_noise(path: Path) -> str:
+    """Over pages of events, none of which has to move."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
         file.write(b"\xa5" * 100_000)
+    return "is damaged"
+
+
+def flip_a_byte_of_a_payload(path: Path) -> str:
+    content = bytearray(path.read_bytes())
+    content[content.index(b"x" * 1000, len(content) // 2) + 500] ^= 1
+    path.write_bytes(content)
+    return "its checksum differs"
+
+
+def misspell_a_key_of_an_index(path: Path) -> str:
+    """In its order still: the pages fit together as before."""
+    with closing(driver.dbapi.connect(str(path))) as connection:
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_autoindex_session_1'").fetchone()
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+    content = bytearray(path.read_bytes())
+    place = content.index(b"live", (root - 1) * page_bytes, root * page_bytes)
+    content[place : place + 4] = b"lave"
+    path.write_bytes(content)
+    return "missing from index"
+
+
+@pytest.mark.parametrize("damage", [write_noise, flip_a_byte_of_a_payload, misspell_a_key_of_an_index])
+@pytest.mark.parametrize("options", [["--max-seconds", "5"], ["--json"], ["--compact"]], ids=" ".join)
+def test_a_damaged_store_is_refused_and_left_as_it_was(
+    run: Run, pruned: Path, options: list[str], damage: Callable[[Path], str]
+) -> None:
+    EventStore.compact(pruned)
+    said = damage(pruned)
     before = pruned.read_bytes()
     done = run("reclaim", *options)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (5, "", 1)
     assert "is damaged" in done.stderr
+    assert said in done.stderr
+    assert "aegis-store verify" in done.stderr
     assert pruned.read_bytes() == before
+
+
+@pytest.mark.parametrize("options", [[], ["--compact"]], ids=["reclaim", "compact"])
+def test_a_table_of_somebody_else_is_no_damage(run: Run, pruned: Path, options: list[str]) -> None:
+    with closing(driver.dbapi.connect(str(pruned))) as connection:
+        connection.execute("CREATE TABLE mine (id)")
+    assert run("reclaim", *options).returncode == 0
 
 
 @pytest.mark.parametrize("options", [[], ["--compact"]], ids=["reclaim", "compact"])

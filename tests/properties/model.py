@@ -269,13 +269,15 @@ class ModelStore:
 
     def append_many(self, session_id: str, events: list[NewEvent], *, expected_seq: int | None = None) -> list[Event]:
         session = self.standing(session_id)
-        known = [self._known(session, new) for new in events]
+        known = [self._known(session, new, f"events[{index}]") for index, new in enumerate(events)]
         if expected_seq not in (None, session.last_seq) and (None in known or not events):
             raise SequenceConflict(session_id=session_id, expected=expected_seq or 0, actual=session.last_seq)
         before = copy(self), session.snapshot()
         try:
             return [
-                known[index] or self._known(session, new) or self._append(session, new, f"events[{index}].payload")
+                known[index]
+                or self._known(session, new, f"events[{index}]", in_batch=True)
+                or self._append(session, new, f"events[{index}].payload")
                 for index, new in enumerate(events)
             ]
         except (EventTooLarge, EventIdConflict):  # all or nothing
@@ -283,10 +285,11 @@ class ModelStore:
             vars(session).update(vars(before[1]))
             raise
 
-    def _known(self, session: ModelSession, new: NewEvent) -> Event | None:
+    def _known(self, session: ModelSession, new: NewEvent, path: str | None = None, *, in_batch: bool = False) -> Event | None:
         known = session.of_id(new.event_id)
         if known is not None and content_of(known) != content_of(new):
-            raise EventIdConflict(session_id=session.session_id, event_id=new.event_id or "", seq=known.seq)
+            seq = None if in_batch else known.seq
+            raise EventIdConflict(session_id=session.session_id, event_id=new.event_id or "", seq=seq, path=path)
         return known
 
     def _append(self, session: ModelSession, new: NewEvent, path: str = "payload") -> Event:
