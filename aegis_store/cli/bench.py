@@ -53,7 +53,15 @@ _Pairs = Annotated[
 def bench(
     directory: Annotated[
         Path | None,
-        typer.Option("--dir", help="Where to make the files; it decides which disk is measured.", show_default=False),
+        typer.Option(
+            "--dir",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            writable=True,
+            show_default=False,
+            help="Where to make the files; it decides which disk is measured.",
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Short turns: a rough answer in 20 seconds.")] = False,
     only: Annotated[
@@ -134,11 +142,18 @@ def _bench_stored(directory: Path | None, events: int, pairs: int, seconds: floa
 
 @contextmanager
 def _place(directory: Path | None) -> Iterator[Path]:
-    """A new directory for all files of a run, which goes again however it ends."""
+    """A new directory for all files of a run, which goes again however it ends. Errors name the one that it lies in."""
     from tempfile import TemporaryDirectory
 
-    with TemporaryDirectory(prefix=".aegis-store-bench-", dir=directory or Path.cwd()) as made:
-        yield Path(made)
+    from aegis_store.errors import StoreFull
+    from aegis_store.sqlite_errors import errors_of
+
+    parent = directory or Path.cwd()
+    try:
+        with errors_of(str(parent)), TemporaryDirectory(prefix=".aegis-store-bench-", dir=parent) as made:
+            yield Path(made)
+    except StoreFull as error:
+        raise StoreFull(store=str(parent), detail=error.detail) from None
 
 
 def _plain(figures: "Figures | StoredFigures") -> dict[str, Any]:

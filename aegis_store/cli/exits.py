@@ -32,7 +32,7 @@ def run() -> NoReturn:
     except BrokenPipeError:
         code = _pipe_closed()
     except OSError as error:
-        code = _say(f"the output cannot be written: {error.strerror}", FAILED)
+        code = _say(_output_problem(error.strerror or str(error)), FAILED)
     sys.exit(code)
 
 
@@ -62,7 +62,8 @@ def _outcome() -> int:
     except BrokenPipeError:
         return _pipe_closed()
     except OSError as error:
-        return _say(f"{error.strerror or error}: {error.filename or 'the output'}", FAILED)
+        said = error.strerror or str(error)
+        return _say(f"{said}: {error.filename}" if error.filename else _output_problem(said), FAILED)
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
@@ -87,6 +88,10 @@ def _code_of(error: Exception) -> int:
         ),
     )
     return next((code for kinds, code in codes if isinstance(error, kinds)), FAILED)
+
+
+def _output_problem(said: str) -> str:
+    return f"the output cannot be written: {said}"
 
 
 def _say(message: str, code: int) -> int:
