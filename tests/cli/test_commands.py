@@ -398,6 +398,18 @@ def test_wrong_usage_is_one_line(run: Run, filled: Path, arguments: tuple[str, .
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
+def test_a_driver_that_there_is_not_is_one_line_too(filled: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from aegis_store.cli import main; main()", "inspect", "--db", str(filled)],
+        env={**os.environ, driver.DRIVER_VARIABLE: "foo"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = "aegis-store: AEGIS_STORE_DRIVER must be sqlite3 or pysqlite3, not 'foo'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
 def test_a_pipe_that_closes_early_is_no_traceback(filled: Path, run: Run) -> None:
     with EventStore.open(filled, prune_on_open=False) as store:
         for number in range(600):
