@@ -2,7 +2,10 @@
 
 import os
 import sys
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
+
+if TYPE_CHECKING:
+    from aegis_store.errors import AegisStoreError
 
 DEBUG_VARIABLE: Final = "AEGIS_STORE_DEBUG"
 """Set it to see the traceback of an internal error."""
@@ -58,7 +61,7 @@ def _outcome() -> int:
         message = " ".join(error.format_message().split())
         return _say(f"{message} (see --help)", error.exit_code)
     except AegisStoreError as error:
-        return _say(str(error), _code_of(error))
+        return _say(_said(error), _code_of(error))
     except BrokenPipeError:
         return _pipe_closed()
     except OSError as error:
@@ -68,6 +71,20 @@ def _outcome() -> int:
         if os.environ.get(DEBUG_VARIABLE):
             raise
         return _say(f"internal error, {type(error).__name__}: {error!s:.200} (set {DEBUG_VARIABLE}=1 to see where)", FAILED)
+
+
+def _said(error: "AegisStoreError") -> str:
+    """The message, with what an operator can do where its hint is for a program."""
+    from aegis_store import errors
+
+    advice = {
+        errors.SessionNotFound: "`aegis-store sessions` lists those that there are",
+        errors.EventsTruncated: "--skip-gap goes on with what is retained",
+        errors.CursorAhead: "read again from the start, without --after",
+        errors.StoreBusy: "try again",
+        errors.ReadOnlyStore: "run this as a user who may write it, its -wal and -shm files and its directory",
+    }.get(type(error))
+    return f"{error.what}: {advice}" if error.hint and advice else str(error)
 
 
 def _code_of(error: Exception) -> int:

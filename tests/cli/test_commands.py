@@ -10,10 +10,12 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from aegis_store import EventStore, driver
+from aegis_store import EventStore, ReadOnlyStore, StoreBusy, driver
+from aegis_store.cli import main
 from tests.cli.conftest import Run
 
 HOSTILE = "\x1b[31mred\x07\u202e\ud83d end"
@@ -390,6 +392,46 @@ def test_a_wrong_path_is_one_line_and_an_exit_code(run: Run, tmp_path: Path, com
     done = run(*command.split(), "--db", str(place))
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (code, "", 1)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("events none", "no session 'none' in this store: `aegis-store sessions` lists those that there are"),
+        ("events run-1 --after 3", ": --skip-gap goes on with what is retained"),
+        ("events run-1 --after 99", ": read again from the start, without --after"),
+        ("inspect --db missing.db", "run `aegis-store upgrade --db PATH`"),
+    ],
+)
+def test_errors_say_what_an_operator_can_do(run: Run, filled: Path, command: str, told: str) -> None:
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.update_session("run-1", max_events=5)
+    done = run(*command.split())
+    assert told in done.stderr
+    assert not any(word in done.stderr for word in ("create_session", "on_gap", "cursor)"))
+
+
+def test_a_store_that_is_held_is_told_without_the_words_of_the_library(
+    filled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = [
+        StoreBusy(store="a.db", waited_ms=5000),
+        ReadOnlyStore(store="a.db"),
+        StoreBusy(store="a.db", waited_ms=0, detail="x"),
+    ]
+    said = []
+    for error in errors:
+        monkeypatch.setattr(EventStore, "open", Mock(side_effect=error))
+        monkeypatch.setattr(sys, "argv", ["aegis-store", "inspect"])
+        with pytest.raises(SystemExit):
+            main()
+        said.append(capsys.readouterr().err)
+    assert said == [
+        "aegis-store: store 'a.db' was held by another writer for 5,000 ms: try again\n",
+        "aegis-store: store 'a.db' is read-only here: run this as a user who may write it, its -wal and -shm files and its"
+        " directory\n",
+        "aegis-store: store 'a.db' x\n",
+    ]
 
 
 @pytest.mark.parametrize("arguments", [("evnts",), ("events",), ("sessions", "--limit", "0"), ("sessions", "--status", "odd")])
