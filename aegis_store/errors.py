@@ -80,7 +80,18 @@ class InvalidSession(InvalidInput):
 
 
 class InvalidPolicy(InvalidInput):
-    """A retention policy, or a session's own limit, cannot be taken. The one in force stays."""
+    """A retention policy, or a session's own limit, cannot be taken. The one in force stays.
+
+    `rule` is what the value of a knob must be, if it is one that is wrong.
+    """
+
+    rule: str | None = None
+
+    @classmethod
+    def of(cls, knob: str, rule: str, value: str) -> Self:
+        error = cls(f"{knob} {rule}, not {value}")
+        error.rule = rule
+        return error
 
 
 class InvalidEvent(InvalidInput):

@@ -2,9 +2,11 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
+    from typer.exceptions import TyperException
+
     from aegis_store.errors import AegisStoreError
 
 DEBUG_VARIABLE: Final = "AEGIS_STORE_DEBUG"
@@ -19,6 +21,14 @@ STORE_UNUSABLE: Final = 5
 TRY_AGAIN: Final = 6
 NOT_ALL_IMPORTED: Final = 7
 INTERRUPTED: Final = 130
+
+_RULES: Final = {
+    "int_parsing": "must be a whole number",
+    "float_parsing": "must be a number",
+    "greater_than_equal": "must be {ge:g} or more",
+    "less_than_equal": "must be {le:g} or less",
+}
+"""What a value must be, by pydantic's names of what can be wrong."""
 
 
 def run() -> NoReturn:
@@ -58,8 +68,7 @@ def _outcome() -> int:
             return _say("interrupted", INTERRUPTED)
         return result if isinstance(result, int) else DONE
     except TyperException as error:
-        message = " ".join(error.format_message().split())
-        return _say(f"{message} (see --help)", error.exit_code)
+        return _say(f"{_usage_problem(error)} (see --help)", error.exit_code)
     except AegisStoreError as error:
         return _say(_said(error), _code_of(error))
     except BrokenPipeError:
@@ -71,6 +80,23 @@ def _outcome() -> int:
         if os.environ.get(DEBUG_VARIABLE):
             raise
         return _say(f"internal error, {type(error).__name__}: {error!s:.200} (set {DEBUG_VARIABLE}=1 to see where)", FAILED)
+
+
+def _usage_problem(error: "TyperException") -> str:
+    """The message, which names the value too where pydantic, by which Typer reads values, says only what it should be."""
+    problems = getattr(error.__cause__, "errors", None)
+    if problems:
+        error.message = _wrong_value(problems()[0])
+    return " ".join(error.format_message().split())
+
+
+def _wrong_value(problem: dict[str, Any]) -> str:
+    from aegis_store.errors import shown
+
+    details = problem.get("ctx", {})
+    if "error" in details:  # says which value it is
+        return str(details["error"])
+    return f"{_RULES.get(problem['type'], problem['msg']).format(**details)}, not {shown(problem['input'])}"
 
 
 def _said(error: "AegisStoreError") -> str:

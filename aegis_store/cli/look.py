@@ -153,6 +153,7 @@ def events(
     """
     from aegis_store.cli.terminal import count, plural, show, show_json, show_table, table, when
 
+    _check_cursor_and_types(after, type_ or [])
     with open_to_look(context, db) as store:
         shown: list[Event] = []
         on_gap: OnGap = "skip" if skip_gap else "raise"
@@ -177,6 +178,18 @@ def events(
         show_table(table(">seq", "recorded (UTC)", "<type", "*payload"), rows)
         if page.has_more:
             show(f"There are more, up to seq {count(page.last_seq)}: go on with --after {seen}.")
+
+
+def _check_cursor_and_types(after: int | None, types: list[str]) -> None:
+    """What the library checks too, by the names that they have here."""
+    from aegis_store.errors import InvalidInput
+    from aegis_store.events import checked_text
+    from aegis_store.read import checked_cursor
+
+    if after is not None:
+        checked_cursor("--after", after)
+    for type_ in types:
+        checked_text("--type", type_, InvalidInput)
 
 
 def show_missed(missed: int, first_seq: int) -> None:

@@ -1,5 +1,6 @@
 """The command `reclaim`."""
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
 def reclaim(
     context: typer.Context,
     max_seconds: Annotated[
-        float | None, typer.Option(metavar="S", help="Stop after so many seconds; the next run goes on.", show_default=False)
+        float | None,
+        typer.Option(metavar="S", help="Stop after so many seconds; the next run goes on.", show_default=False),
     ] = None,
     free_ratio: Annotated[
         float | None,
         typer.Option(
-            metavar="R", help="Leave so much of the file free for new events, 0 to 1; 0 if left out.", show_default=False
+            metavar="R", min=0, max=1, help="Leave so much of the file free for new events; 0 if left out.", show_default=False
         ),
     ] = None,
     compact: Annotated[
@@ -37,6 +39,8 @@ def reclaim(
     """
     from aegis_store.errors import InvalidInput
 
+    if max_seconds is not None and not 0 < max_seconds < math.inf:
+        raise InvalidInput(f"--max-seconds must be a number over 0, not {max_seconds:g}")
     if compact:
         if max_seconds is not None or free_ratio is not None:
             raise InvalidInput("--compact packs the whole store at once: leave out --max-seconds and --free-ratio")

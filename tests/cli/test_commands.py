@@ -292,21 +292,23 @@ def test_a_policy_that_cannot_be_is_refused_in_one_line(run: Run, filled: Path, 
 
 def test_the_help_says_how_sizes_and_durations_are_written(run: Run) -> None:
     told = " ".join(run("policy", "set", "--help").stdout.split())
-    for part in ("500MB, 2GiB", "30d, 12h, 90m, 45s; or 0", "none takes a limit away, unlimited the cap"):
+    for part in ("500MB, 2GiB", "30d, 12h, 90m, 45s; or 0, but for --max-age.", "none takes a limit away, unlimited the cap"):
         assert part in told
 
 
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
-        ("--max-events", "-1", "'unlimited'"),
-        ("--max-events", "0", "(or unlimited)"),
+        ("--max-events", "-1", "(or unlimited), not '-1'"),
+        ("--max-events", "0", "(or unlimited), not '0'"),
+        ("--max-events", "many", "'unlimited'"),
         ("--max-bytes", "12XB", "500MB or 2GiB; 'none' takes the limit away"),
-        ("--max-bytes", "0", "(or none)"),
-        ("--max-age", "soon", "30d, 12h, 90m, 45s or 0; 'none' takes the limit away"),
-        ("--max-age", "0", "max_age must be over 0 and at most 365,000 days, not 0:00:00"),
-        ("--max-age", "400000d", "not 400000 days, 0:00:00"),
-        ("--terminal-grace", "none", "30d, 12h, 90m, 45s or 0 "),
+        ("--max-bytes", "0", "(or none), not '0'"),
+        ("--max-age", "soon", "30d, 12h, 90m or 45s; 'none' takes the limit away"),
+        ("--max-age", "0", "'--max-age': must be over 0 and at most 365,000 days, not '0'"),
+        ("--max-age", "400000d", "not '400000d'"),
+        ("--terminal-grace", "none", "30d, 12h, 90m or 45s "),
+        ("--mode", "odd", "'--mode': must be 'enforce' or 'warn', not 'odd'"),
         ("--max-event-bytes", "1GiB", "payload_ref"),
     ],
 )
@@ -392,6 +394,24 @@ def test_a_wrong_path_is_one_line_and_an_exit_code(run: Run, tmp_path: Path, com
     done = run(*command.split(), "--db", str(place))
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (code, "", 1)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("events run-1 --after -1", "--after must be a whole number from 0 to 9,223,372,036,854,775,807, not -1"),
+        ("events run-1 --type \t", "--type holds the control character"),
+        ("sessions --limit 0", "'--limit': must be 1 or more, not '0' "),
+        ("sessions --limit x", "'--limit': must be a whole number, not 'x' "),
+        ("reclaim --max-seconds -1", "--max-seconds must be a number over 0, not -1"),
+        ("reclaim --free-ratio 2", "'--free-ratio': must be 1 or less, not '2' "),
+        ("bench --only foo", "'--only': 'foo' is not one of"),
+    ],
+)
+def test_a_value_that_cannot_be_is_told_as_it_was_given(run: Run, filled: Path, command: str, told: str) -> None:
+    done = run(*command.split(" "))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert told in done.stderr
 
 
 @pytest.mark.parametrize(
