@@ -180,7 +180,7 @@ def _show_change(
         return
     before, now = _words(old), _words(new)
     rows = [(name, before[name], now[name], "-" if before[name] == now[name] else "yes") for name in now]
-    show_table(table("knob", "before", "now", "changed"), rows)
+    show_table(table("knob", "~before", "~now", "changed"), rows)
     if loss.events:
         show(f"The lower cap removed {_loss_words(loss)}.")
     if not plan.truncations:

@@ -74,7 +74,7 @@ def _carry_out(store: "EventStore", plan: "PrunePlan", archive: Path | None) -> 
 
 
 def _show_plan(plan: "PrunePlan") -> None:
-    from aegis_store.cli.terminal import count, plural, show, show_table, size, table
+    from aegis_store.cli.terminal import count, plural, show, show_prose, show_table, size, table
 
     if not plan.truncations:
         show("Nothing to remove.")
@@ -92,17 +92,9 @@ def _show_plan(plan: "PrunePlan") -> None:
     if plan.sessions_forgotten:
         show(f"The records of {plural(plan.sessions_forgotten, 'session')} go too; a tombstone keeps the seq of each.")
     if plan.budget is not None:
-        show(*_wrapped(str(plan.budget)))
+        show_prose(str(plan.budget))
     if plan.policy.mode == "warn":
         show("The policy's mode is warn: only an explicit prune, as this, removes anything.")
-
-
-def _wrapped(text: str) -> list[str]:
-    import textwrap
-
-    from aegis_store.cli.terminal import console
-
-    return textwrap.wrap(text, console().width - 1)
 
 
 def _name(truncation: "Truncation") -> str:
@@ -110,17 +102,17 @@ def _name(truncation: "Truncation") -> str:
 
 
 def _show_report(report: "PruneReport") -> None:
-    from aegis_store.cli.terminal import plural, show, size
+    from aegis_store.cli.terminal import plural, show_prose, size
 
-    show(
+    show_prose(
         f"Removed {plural(report.events_removed, 'event')} ({size(report.bytes_removed)}) "
         f"of {plural(report.sessions_pruned, 'session')} in {report.duration_s:.1f} s."
     )
     if report.sessions_forgotten:
-        show(f"The records of {plural(report.sessions_forgotten, 'session')} went too.")
+        show_prose(f"The records of {plural(report.sessions_forgotten, 'session')} went too.")
     if report.archived:
         folder = Path(report.archived[0]).parent
-        show(f"Archived before in {plural(len(report.archived), 'file')} in {folder} (aegis-store import reads them).")
+        show_prose(f"Archived before in {plural(len(report.archived), 'file')} in {folder} (aegis-store import reads them).")
 
 
 def _show_reclaimable(free_bytes: int, place: str) -> None:

@@ -72,29 +72,29 @@ def _compact(place: str) -> "CompactReport":
 
 
 def _print_reclaimed(report: "ReclaimReport", *, as_json: bool) -> None:
-    from aegis_store.cli.terminal import show, show_json, size
+    from aegis_store.cli.terminal import show_json, show_prose, size
 
     if as_json:
         show_json({**asdict(report), "complete": report.complete})
         return
-    show(
+    show_prose(
         f"Before: {size(report.bytes_before)} on disk, {size(report.free_bytes_before)} of it free.",
         f"Now:    {size(report.bytes_after)} on disk, {size(report.free_bytes_after)} of it free "
         f"(in {report.duration_s:.1f} s).",
     )
     if report.outcome == "time_over":
-        show("The time was over before all was given back: run it again to go on.")
+        show_prose("The time was over before all was given back: run it again to go on.")
     elif report.outcome == "held_up":
-        show("A reader with an old snapshot keeps the file from getting shorter: run it again once that has ended.")
+        show_prose("A reader with an old snapshot keeps the file from getting shorter: run it again once that has ended.")
 
 
 def _print_compacted(report: "CompactReport", *, as_json: bool) -> None:
-    from aegis_store.cli.terminal import plural, show, show_json, size
+    from aegis_store.cli.terminal import plural, show_json, show_prose, size
 
     if as_json:
         show_json(asdict(report))
         return
-    show(
+    show_prose(
         f"Before: {size(report.bytes_before)} on disk.",
         f"Now:    {size(report.bytes_after)} on disk (in {report.duration_s:.1f} s), with the same "
         f"{plural(report.events, 'event')} of {plural(report.sessions, 'session')}, compared one by one.",

@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from rich.cells import cell_len
 
 from aegis_store import EventStore, ReadOnlyStore, StoreBusy, driver
 from aegis_store.cli import main
@@ -146,6 +147,23 @@ def test_tables_fit_80_columns(run: Run, filled: Path) -> None:
         assert done.returncode == 0
         lines_shown = [line for line in done.stdout.splitlines() if not line.startswith("aegis-store ")]  # to be pasted
         assert max(map(len, lines_shown)) <= 80, arguments
+
+
+def test_long_names_wide_characters_and_large_numbers_fit_80_columns(run: Run, filled: Path) -> None:
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.create_session("s" * 512, metadata={"note": "日本語" * 100})
+    largest = ("--max-bytes", "4611686TB", "--max-total-bytes", "4611686TB")
+    told = {
+        ("inspect", "s" * 512): "日本語",
+        ("verify",): "All is well: 26 events of 3 sessions",
+        ("policy", "set", *largest): "changed",
+        ("policy", "set", "--max-bytes", "4611685TB"): "yes",
+    }
+    for arguments, part in told.items():
+        done = run(*arguments, "--db", str(filled))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert part in done.stdout
+        assert max(map(cell_len, done.stdout.splitlines())) <= 80, arguments
 
 
 def test_prune_shows_the_plan_and_removes_nothing(run: Run, filled: Path) -> None:
