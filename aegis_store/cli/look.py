@@ -104,19 +104,21 @@ def sessions(
 
     Example: aegis-store sessions --status failed --limit 50
     """
-    from aegis_store.cli.terminal import age, count, show, show_json, show_table, size, table
+    from aegis_store.cli.terminal import age, count, show, show_json, show_prose, show_table, size, table
 
     with open_to_look(context, db) as store:
         found, more = _newest_sessions(store, status or None, limit)
     if as_json:
         for session in found:
             show_json(session_fields(session))
-        return
-    columns = table("*session", "status", ">events", ">bytes", ">updated")
-    rows = ((s.session_id, s.status, count(s.event_count), size(s.retained_bytes), age(s.updated_at)) for s in found)
-    show_table(columns, rows)
+    elif found:
+        columns = table("*session", "status", ">events", ">bytes", ">updated")
+        rows = ((s.session_id, s.status, count(s.event_count), size(s.retained_bytes), age(s.updated_at)) for s in found)
+        show_table(columns, rows)
+    else:
+        show("No session has that status." if status else "The store holds no session.")
     if more:
-        show(f"There are more: --limit {limit * 2} shows twice as many.")
+        show_prose(f"There are more: --limit {limit * 2} shows twice as many.", stderr=as_json)
 
 
 def _newest_sessions(store: "EventStore", statuses: list[str] | None, limit: int) -> "tuple[list[Session], bool]":
@@ -151,7 +153,7 @@ def events(
 
     Example: aegis-store events 0198c7a2-… --after 120 --type hook.post_tool_use --json | jq .payload
     """
-    from aegis_store.cli.terminal import count, plural, show, show_json, show_table, table, when
+    from aegis_store.cli.terminal import count, plural, show_json, show_prose
 
     _check_cursor_and_types(after, type_ or [])
     with open_to_look(context, db) as store:
@@ -171,13 +173,24 @@ def events(
             seen = page.next_after_seq
             if not page.has_more or len(shown) >= limit:
                 break
+    if after is None and page.first_seq > 1:
+        show_prose(f"{plural(page.first_seq - 1, 'event')} before seq {count(page.first_seq)} were removed.", stderr=as_json)
     if not as_json:
-        if after is None and page.first_seq > 1:
-            show(f"{plural(page.first_seq - 1, 'event')} before seq {count(page.first_seq)} were removed.")
-        rows = ((event.seq, when(event.recorded_at), event.type, preview(event.payload)) for event in shown)
-        show_table(table(">seq", "recorded (UTC)", "<type", "*payload"), rows)
-        if page.has_more:
-            show(f"There are more, up to seq {count(page.last_seq)}: go on with --after {seen}.")
+        _show_events(shown, after, type_)
+    if page.has_more:
+        show_prose(f"There are more, up to seq {count(page.last_seq)}: go on with --after {seen}.", stderr=as_json)
+
+
+def _show_events(shown: "list[Event]", after: int | None, types: list[str] | None) -> None:
+    from aegis_store.cli.terminal import show, show_table, table, when
+
+    if not shown:
+        what = "No event of that type" if types else "No event"
+        where = "in the session" if after is None else f"after seq {after}"
+        show(f"{what} {where}.")
+        return
+    rows = ((event.seq, when(event.recorded_at), event.type, preview(event.payload)) for event in shown)
+    show_table(table(">seq", "recorded (UTC)", "<type", "*payload"), rows)
 
 
 def _check_cursor_and_types(after: int | None, types: list[str]) -> None:

@@ -33,17 +33,22 @@ def tail(
 
     Example: aegis-store tail run-42 -n 5 --follow
     """
+    from aegis_store.cli.terminal import show
     from aegis_store.events import EventsMissed
 
-    show = _show_as_json if as_json else _line_printer(with_session=session is None)
+    show_event = _show_as_json if as_json else _line_printer(with_session=session is None)
+    is_empty = True
     with open_to_look(context, db) as store:
         for event in store.follow(session, last=number, timeout=None if follow else 0, on_gap="skip"):
+            is_empty = False
             if isinstance(event, EventsMissed):
                 _show_gap(event)
             else:
-                show(event)
+                show_event(event)
             if follow:
                 sys.stdout.flush()
+    if is_empty and number and not (follow or as_json):
+        show("The store holds no event." if session is None else "The session holds no event.")
 
 
 def _show_as_json(event: "Event") -> None:

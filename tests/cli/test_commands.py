@@ -109,6 +109,44 @@ def test_sessions_says_that_there_are_more(run: Run, filled: Path) -> None:
     assert "There are more" in run("sessions", "--limit", "1", "--db", str(filled)).stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("sessions", "The store holds no session."),
+        ("sessions --status failed", "No session has that status."),
+        ("tail", "The store holds no event."),
+    ],
+)
+def test_an_empty_store_is_told_in_a_sentence(run: Run, path: Path, command: str, told: str) -> None:
+    EventStore.open(path).close()
+    assert run(*command.split(), "--db", str(path)).stdout == f"{told}\n"
+    done = run(*command.split(), "--json", "--db", str(path))
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--type other", "No event of that type in the session."),
+        ("--type hook --after 25", "No event of that type after seq 25."),
+        ("--after 25", "No event after seq 25."),
+    ],
+)
+def test_no_event_is_told_in_a_sentence(run: Run, filled: Path, options: str, told: str) -> None:
+    assert run("events", "run-1", *options.split(), "--db", str(filled)).stdout == f"{told}\n"
+
+
+def test_json_that_is_not_all_says_so_beside_it(run: Run, filled: Path) -> None:
+    done = run("sessions", "--limit", "1", "--json", "--db", str(filled))
+    assert (len(lines(done.stdout)), done.stderr) == (1, "There are more: --limit 2 shows twice as many.\n")
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.update_session("run-1", max_events=5)
+    done = run("events", "run-1", "--limit", "2", "--json", "--db", str(filled))
+    assert [event["seq"] for event in lines(done.stdout)] == [21, 22]
+    assert done.stderr == "20 events before seq 21 were removed.\nThere are more, up to seq 25: go on with --after 22.\n"
+    assert run("events", "run-1", "--after", "22", "--json", "--db", str(filled)).stderr == ""
+
+
 def test_events_go_on_after_a_cursor(run: Run, filled: Path) -> None:
     found = lines(run("events", "run-1", "--after", "20", "--limit", "3", "--json", "--db", str(filled)).stdout)
     assert [event["seq"] for event in found] == [21, 22, 23]
