@@ -75,7 +75,7 @@ def _inspect_session(store: "EventStore", session_id: str, *, as_json: bool) -> 
     retained = f"{session.first_seq} to {session.last_seq}" if session.event_count else "none"
     removed = f"{count(session.removed_events)}, {size(session.removed_bytes)}"
     if session.removed_reason:
-        removed += f", last {when_utc(session.removed_at)} by {session.removed_reason}"
+        removed += f", last {when_utc(session.removed_at)} ({session.removed_reason})"
     facts = {
         "status": f"{session.status}{', on hold' if session.hold else ''}",
         "tenant, owner": f"{session.tenant}, {session.owner}",

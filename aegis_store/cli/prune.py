@@ -20,13 +20,28 @@ _SHOWN_SESSIONS = 10
 _SHOWN_RUNS = 20
 
 
+def parse_directory(text: str) -> Path:
+    """A directory that is there, or that can be made."""
+    directory = Path(text)
+    if not text:
+        raise typer.BadParameter("a directory needs a name, not ''")
+    if directory.exists() and not directory.is_dir():
+        raise typer.BadParameter(f"a file stands at {text!r}: name a directory")
+    return directory
+
+
 def prune(
     context: typer.Context,
     yes: Annotated[bool, typer.Option("--yes", help="Carry the plan out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan, even with --yes.")] = False,
     archive: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="First write what goes there, as compressed JSON lines.", show_default=False),
+        typer.Option(
+            parser=parse_directory,
+            metavar="DIR",
+            help="First write what goes there, as compressed JSON lines.",
+            show_default=False,
+        ),
     ] = None,
     history: Annotated[bool, typer.Option("--history", help="Show what earlier runs removed, newest first.")] = False,
     db: Db = None,

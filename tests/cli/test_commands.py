@@ -75,6 +75,14 @@ def test_inspect_a_session_shows_its_record(run: Run, filled: Path) -> None:
     assert "seq 1 to 25" in done.stdout
 
 
+def test_what_was_removed_last_is_told_with_its_reason(run: Run, filled: Path) -> None:
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.update_session("run-1", max_events=16)
+    assert re.search(
+        r"removed +9, .*, last [0-9: -]+ UTC \(max_events\)\n", run("inspect", "run-1", "--db", str(filled)).stdout
+    )
+
+
 def test_times_in_inspect_say_that_they_are_utc(run: Run, filled: Path) -> None:
     run("prune", "--yes", "--db", str(filled))
     assert re.search(r"last prune +[0-9-]+ [0-9:]+ UTC, done", run("inspect", "--db", str(filled)).stdout)
@@ -223,8 +231,8 @@ def test_prune_with_yes_removes_what_it_showed(run: Run, filled: Path) -> None:
 def test_an_archive_directory_that_cannot_be_is_named_and_nothing_goes(run: Run, filled: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine\n")
     done = run("prune", "--yes", "--archive", "taken", "--json", "--db", str(filled))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "aegis-store: cannot write 'taken': a file stands there: name a directory\n"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'--archive': a file stands at 'taken': name a directory" in done.stderr
     with EventStore.open(filled, prune_on_open=False) as store:
         assert store.get_session("run-2").event_count == 1
 
@@ -459,6 +467,9 @@ def test_a_wrong_path_is_one_line_and_an_exit_code(run: Run, tmp_path: Path, com
         ("events run-1 --type \t", "--type holds the control character"),
         ("sessions --limit 0", "'--limit': must be 1 or more, not '0' "),
         ("sessions --limit x", "'--limit': must be a whole number, not 'x' "),
+        ("inspect --db ", "'--db': a store needs a path or a URL, not ''"),
+        ("prune --yes --archive ", "'--archive': a directory needs a name, not ''"),
+        ("export .jsonl.gz", "the file needs a name before its suffix, not only '.jsonl.gz'"),
         ("reclaim --max-seconds -1", "--max-seconds must be a number over 0, not -1"),
         ("reclaim --free-ratio 2", "'--free-ratio': must be 1 or less, not '2' "),
         ("bench --only foo", "'--only': 'foo' is not one of"),
