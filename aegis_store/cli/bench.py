@@ -32,6 +32,7 @@ _Seconds = Annotated[
     float | None,
     typer.Option(
         "--seconds",
+        metavar="S",
         min=0.001,
         max=3600,
         show_default=False,
@@ -42,6 +43,7 @@ _Pairs = Annotated[
     int | None,
     typer.Option(
         "--pairs",
+        metavar="N",
         min=1,
         max=1000,
         show_default=False,
@@ -65,7 +67,13 @@ def bench(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Short turns: a rough answer in 20 seconds.")] = False,
     only: Annotated[
-        list[Measure] | None, typer.Option("--only", help="Measure this alone; may be given again.", show_default=False)
+        list[Measure] | None,
+        typer.Option(
+            "--only",
+            metavar="MEASURE",
+            show_default=False,
+            help=f"Measure this alone; may be given again. One of {', '.join(Measure)}.",
+        ),
     ] = None,
     pairs: _Pairs = None,
     seconds: _Seconds = None,
@@ -84,7 +92,9 @@ def bench(
     """Measure the store here, each figure beside its floor.
 
     The floor is a hand-written loop with the same SQL, pragmas and JSON on the bare driver. Both work in turn; the figures are
-    medians over the pairs, the latencies those of all turns. About three minutes. Example: aegis-store bench --quick
+    medians over the pairs, the latencies those of all turns. About three minutes.
+
+    Example: aegis-store bench --quick
     """
     if stored is not None and (only or quick):
         raise typer.BadParameter("--stored measures something of its own: it goes with neither --only nor --quick")

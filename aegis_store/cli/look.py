@@ -22,7 +22,7 @@ _BAR_CHARACTERS = 20
 
 def inspect(
     context: typer.Context,
-    session: Annotated[str | None, typer.Argument(help="A session, by its id.", show_default=False)] = None,
+    session: Annotated[str | None, typer.Argument(metavar="SESSION", help="A session, by its id.", show_default=False)] = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -94,9 +94,12 @@ def _inspect_session(store: "EventStore", session_id: str, *, as_json: bool) -> 
 def sessions(
     context: typer.Context,
     status: Annotated[
-        list[str] | None, typer.Option("--status", help="Only sessions of this status; may be given again.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--status", metavar="STATUS", help="Only sessions of this status; may be given again.", show_default=False
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at the most.")] = _SHOWN_SESSIONS,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many at the most.")] = _SHOWN_SESSIONS,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -137,13 +140,17 @@ def _newest_sessions(store: "EventStore", statuses: list[str] | None, limit: int
 
 def events(
     context: typer.Context,
-    session: Annotated[str, typer.Argument(help="A session, by its id.")],
+    session: Annotated[str, typer.Argument(metavar="SESSION", help="A session, by its id.")],
     after: Annotated[
-        int | None, typer.Option(help="Begin after this seq; without it with the oldest retained event.", show_default=False)
+        int | None,
+        typer.Option(
+            metavar="SEQ", help="Begin after this seq; without it with the oldest retained event.", show_default=False
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at the most.")] = _SHOWN_EVENTS,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many at the most.")] = _SHOWN_EVENTS,
     type_: Annotated[
-        list[str] | None, typer.Option("--type", help="Only events of this type; may be given again.", show_default=False)
+        list[str] | None,
+        typer.Option("--type", metavar="TYPE", help="Only events of this type; may be given again.", show_default=False),
     ] = None,
     skip_gap: Annotated[bool, typer.Option("--skip-gap", help="Go on where events after --after were removed.")] = False,
     db: Db = None,
@@ -151,7 +158,7 @@ def events(
 ) -> None:
     """Print the events of a session, oldest first. With --json, one event a line.
 
-    Example: aegis-store events 0198c7a2-… --after 120 --type hook.post_tool_use --json | jq .payload
+    Example: aegis-store events run-42 --after 120 --json | jq .payload
     """
     from aegis_store.cli.terminal import count, plural, show_json, show_prose
 

@@ -49,7 +49,9 @@ def prune(
 ) -> None:
     """Show what the policy asks to remove; with --yes, remove it.
 
-    Example: aegis-store prune, then aegis-store prune --yes --archive /var/backups/agents
+    Example: aegis-store prune
+
+    Then: aegis-store prune --yes --archive /var/backups/agents
     """
     from aegis_store.cli.terminal import show, show_json
     from aegis_store.errors import InvalidInput

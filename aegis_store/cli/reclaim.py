@@ -31,7 +31,9 @@ def reclaim(
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give the room that pruning freed back to the disk, in small steps beside running writers. Removes no events.
+    """Give the room that pruning freed back to the disk.
+
+    In small steps, beside running writers. Removes no events.
 
     Reads the store to its end first, which --max-seconds does not count: one that is damaged is refused, and left as it is.
 

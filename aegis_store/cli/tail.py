@@ -20,16 +20,20 @@ _WIDTH_OF_NAMES = 32
 def tail(
     context: typer.Context,
     session: Annotated[
-        str | None, typer.Argument(help="A session, by its id; without it the whole store.", show_default=False)
+        str | None,
+        typer.Argument(metavar="SESSION", help="A session, by its id; without it the whole store.", show_default=False),
     ] = None,
-    number: Annotated[int, typer.Option("-n", "--number", min=0, help="How many of the last events.")] = _SHOWN_EVENTS,
+    number: Annotated[
+        int, typer.Option("-n", "--number", min=0, metavar="N", help="How many of the last events.")
+    ] = _SHOWN_EVENTS,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the last events of a session or of the store, one a line, oldest first; with --follow, then what comes.
+    """Print the last events; with --follow, then what comes.
 
-    Events that were removed before they could be printed are told on stderr.
+    Of a session, or of the whole store; one a line, oldest first. Events that were removed before they could be printed are
+    told on stderr.
 
     Example: aegis-store tail run-42 -n 5 --follow
     """

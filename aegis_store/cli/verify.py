@@ -15,7 +15,9 @@ _SHOWN = 20
 
 
 def verify(context: typer.Context, db: Db = None, as_json: AsJson = False) -> int:
-    """Read the whole store and tell what in it is not what was written. Changes nothing; works beside writers.
+    """Tell what in the store is not what was written.
+
+    Reads all of it. Changes nothing; works beside writers.
 
     Exit code 0: all is well. 5: it is damaged, or cannot be opened; what to do is said.
 

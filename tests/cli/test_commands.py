@@ -22,7 +22,7 @@ from tests.cli.conftest import Run
 HOSTILE = "\x1b[31mred\x07\u202e\ud83d end"
 COMMANDS = (
     *("demo", "inspect", "sessions", "events", "tail", "prune", "policy show", "policy set", "reclaim", "export", "import"),
-    *("import-aegis", "upgrade", "bench"),
+    *("import-aegis", "verify", "upgrade", "bench"),
 )
 
 
@@ -47,13 +47,24 @@ def lines(output: str) -> list[Any]:
 def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
     done = run(*command.split(), "--help")
     assert done.returncode == 0
-    assert "Example:" in done.stdout
+    shown = done.stdout.splitlines()
+    (example,) = [number for number, line in enumerate(shown) if "Example:" in line]
+    assert shown[example].startswith("  Example: aegis-store")
+    assert shown[example + 1] == ""  # not broken, so that it can be copied
+    assert " range>" not in done.stdout
+
+
+def test_the_help_of_demo_says_that_it_leaves_the_store_of_the_environment_alone(run: Run) -> None:
+    told = " ".join(run("demo", "--help").stdout.split())
+    assert "Without it aegis-demo.db here." in told
+    assert "nor the one that $AEGIS_STORE_URL names" in told
 
 
 def test_without_a_command_the_help_is_shown(run: Run) -> None:
     done = run()
     assert done.returncode == 0
     assert "inspect" in done.stdout
+    assert "..." not in done.stdout.partition("Commands:")[2]  # no summary is cut off
 
 
 def test_inspect_shows_the_store_at_a_glance(run: Run, filled: Path) -> None:
