@@ -48,6 +48,11 @@ def shown_path(path: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"'…{text[-_SHOWN_CHARACTERS:]}"
 
 
+def plural(number: int, noun: str) -> str:
+    """So many of them, as a sentence says it."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 class AegisStoreError(Exception):
     """The base of all errors of this package. No other exception of the database reaches a caller.
 

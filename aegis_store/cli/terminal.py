@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from aegis_store.errors import plural as plural
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -152,10 +154,6 @@ def age(moment: datetime) -> str:
     seconds = max(int((datetime.now(UTC) - moment).total_seconds()), 0)
     unit, length = next((u for u in (("d", 86_400), ("h", 3600), ("m", 60)) if seconds >= u[1]), ("s", 1))
     return f"{seconds // length}{unit} ago"
-
-
-def plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def duration(span: timedelta) -> str:
