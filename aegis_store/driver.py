@@ -11,6 +11,8 @@ import sqlite3
 from types import ModuleType
 from typing import Final
 
+from aegis_store.errors import InvalidInput, shown
+
 DRIVER_VARIABLE: Final = "AEGIS_STORE_DRIVER"
 """Names the driver to use, `sqlite3` or `pysqlite3`, instead of the newer one: for tests and for trouble-shooting."""
 
@@ -18,14 +20,14 @@ DRIVER_VARIABLE: Final = "AEGIS_STORE_DRIVER"
 def _chosen() -> ModuleType:
     named = os.environ.get(DRIVER_VARIABLE)
     if named not in (None, "", "sqlite3", "pysqlite3"):
-        raise ImportError(f"{DRIVER_VARIABLE} must be sqlite3 or pysqlite3, not {named!r}")
+        raise InvalidInput(f"{DRIVER_VARIABLE} must be sqlite3 or pysqlite3, not {shown(named)}")
     if named == "sqlite3":
         return sqlite3
     try:
         wheel = importlib.import_module("pysqlite3.dbapi2")
     except ImportError:
         if named == "pysqlite3":
-            raise
+            raise InvalidInput(f"{DRIVER_VARIABLE} is pysqlite3, which is not installed: install it, or unset it") from None
         return sqlite3  # no wheel for this platform
     if named == "pysqlite3" or wheel.sqlite_version_info > sqlite3.sqlite_version_info:
         return wheel

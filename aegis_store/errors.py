@@ -23,8 +23,8 @@
     ├── SchemaMismatch
     └── ImportRejected                        a file to import is refused as a whole
 
-Each has fields, and a message that says what happened, which value, and what to do next. Values appear in messages as
-`repr` writes them, shortened, so that no message carries a control character. Payloads never appear.
+Each has fields, and a message that says what happened, which value (`what`), and what a program can do next (`hint`). Values
+appear in messages as `repr` writes them, shortened, so that no message carries a control character. Payloads never appear.
 """
 
 from datetime import datetime
@@ -48,8 +48,21 @@ def shown_path(path: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"'…{text[-_SHOWN_CHARACTERS:]}"
 
 
+def plural(number: int, noun: str) -> str:
+    """So many of them, as a sentence says it."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 class AegisStoreError(Exception):
-    """The base of all errors of this package. No other exception of the database reaches a caller."""
+    """The base of all errors of this package. No other exception of the database reaches a caller.
+
+    `what` is what happened, `hint` what to do about it in terms of the library, if there is something; the message is both.
+    """
+
+    def __init__(self, what: str, *, hint: str | None = None) -> None:
+        self.what = what
+        self.hint = hint
+        super().__init__(f"{what}: {hint}" if hint else what)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Fields are keyword-only, which the default way of pickling an exception does not know.
@@ -72,7 +85,18 @@ class InvalidSession(InvalidInput):
 
 
 class InvalidPolicy(InvalidInput):
-    """A retention policy, or a session's own limit, cannot be taken. The one in force stays."""
+    """A retention policy, or a session's own limit, cannot be taken. The one in force stays.
+
+    `rule` is what the value of a knob must be, if it is one that is wrong.
+    """
+
+    rule: str | None = None
+
+    @classmethod
+    def of(cls, knob: str, rule: str, value: str) -> Self:
+        error = cls(f"{knob} {rule}, not {value}")
+        error.rule = rule
+        return error
 
 
 class InvalidEvent(InvalidInput):
@@ -121,7 +145,7 @@ class SessionNotFound(AegisStoreError):
 
     def __init__(self, *, session_id: object) -> None:
         self.session_id = session_id
-        super().__init__(f"no session {shown(session_id)} in this store: create_session or ensure_session makes it")
+        super().__init__(f"no session {shown(session_id)} in this store", hint="create_session or ensure_session makes it")
 
 
 class SessionExists(AegisStoreError):
@@ -129,9 +153,8 @@ class SessionExists(AegisStoreError):
 
     def __init__(self, *, session_id: str) -> None:
         self.session_id = session_id
-        super().__init__(
-            f"session id {shown(session_id)} is taken: choose another, or use ensure_session with the same tenant and owner"
-        )
+        hint = "choose another, or use ensure_session with the same tenant and owner"
+        super().__init__(f"session id {shown(session_id)} is taken", hint=hint)
 
 
 class SequenceConflict(AegisStoreError):
@@ -142,8 +165,8 @@ class SequenceConflict(AegisStoreError):
         self.expected = expected
         self.actual = actual
         super().__init__(
-            f"session {shown(session_id)} is at seq {actual}, not at {expected} as expected: "
-            "read what came in between, then append with the new last_seq"
+            f"session {shown(session_id)} is at seq {actual}, not at {expected} as expected",
+            hint="read what came in between, then append with the new last_seq",
         )
 
 
@@ -163,8 +186,8 @@ class EventIdConflict(AegisStoreError):
         self.path = path
         where = f"is that of {other_path}" if seq is None else f"stands in session {shown(session_id)} at seq {seq}"
         super().__init__(
-            f"{f'{path}.' if path else ''}event_id {shown(event_id)} {where} with other content: "
-            "repeat an append with the same type, payload, run_id and payload_ref, or use a new event_id"
+            f"{f'{path}.' if path else ''}event_id {shown(event_id)} {where} with other content",
+            hint="repeat an append with the same type, payload, run_id and payload_ref, or use a new event_id",
         )
 
     def below(self, step: str, *, other_path: str | None = None) -> "EventIdConflict":
@@ -204,7 +227,7 @@ class EventsTruncated(AegisStoreError):
             what = f"events of session {shown(session_id)} after seq {requested_seq} were removed; retained: {kept}"
         when = f", the last at {removed_at.isoformat()}" if removed_at else ""
         why = f" because of {reason}" if reason else ""
-        super().__init__(f"{what}{when}{why}: pass on_gap='skip' to go on with what is retained")
+        super().__init__(f"{what}{when}{why}", hint="pass on_gap='skip' to go on with what is retained")
 
 
 class CursorAhead(AegisStoreError):
@@ -216,8 +239,9 @@ class CursorAhead(AegisStoreError):
         self.last_seq = last_seq
         whose = f"session {shown(session_id)}" if session_id is not None else "the store"
         super().__init__(
-            f"cursor {requested_seq} is beyond the last event of {whose}, {last_seq}: it belongs to another store or to "
-            "a time before a restore; read again from the start (no cursor)"
+            f"cursor {requested_seq} is beyond the last event of {whose}, {last_seq}, so it belongs to another store or to "
+            "a time before a restore",
+            hint="read again from the start (no cursor)",
         )
 
 
@@ -227,8 +251,8 @@ class StoreBusy(AegisStoreError):
     def __init__(self, *, store: str, waited_ms: int, detail: str | None = None) -> None:
         self.store = store
         self.waited_ms = waited_ms
-        self.detail = detail or (f"was held by another writer for {waited_ms:,} ms: try again, or raise busy_timeout_ms")
-        super().__init__(f"store {shown(store)} {self.detail}")
+        self.detail = detail or f"was held by another writer for {waited_ms:,} ms"
+        super().__init__(f"store {shown(store)} {self.detail}", hint=None if detail else "try again, or raise busy_timeout_ms")
 
 
 class StoreFull(AegisStoreError):
@@ -240,7 +264,7 @@ class StoreFull(AegisStoreError):
     def __init__(self, *, store: str, detail: str) -> None:
         self.store = store
         self.detail = detail
-        super().__init__(f"no room to write to {shown(store)} ({detail}): free some space, then try again")
+        super().__init__(f"no room to write to {shown(store)} ({detail})", hint="free some space, then try again")
 
 
 class StoreUnavailable(AegisStoreError):
@@ -258,7 +282,7 @@ class StoreClosed(AegisStoreError):
     def __init__(self, *, store: str, detail: str = "was closed") -> None:
         self.store = store
         self.detail = detail
-        super().__init__(f"store {shown(store)} {detail}: open it again with EventStore.open")
+        super().__init__(f"store {shown(store)} {detail}", hint="open it again with EventStore.open")
 
 
 class ReadOnlyStore(AegisStoreError):
@@ -267,8 +291,8 @@ class ReadOnlyStore(AegisStoreError):
     def __init__(self, *, store: str) -> None:
         self.store = store
         super().__init__(
-            f"store {shown(store)} is read-only here: "
-            "open it without read_only, as a user who may write it, its -wal and -shm files and its directory"
+            f"store {shown(store)} is read-only here",
+            hint="open it without read_only, as a user who may write it, its -wal and -shm files and its directory",
         )
 
 
@@ -291,35 +315,32 @@ class NotAnAegisStore(AegisStoreError):
 
 
 class StoreCorrupt(AegisStoreError):
-    """The store is damaged. It was left as it is. `hint` is what to do."""
+    """The store is damaged. It was left as it is."""
 
     def __init__(
         self, *, store: str, detail: str, hint: str = "keep a copy of it with its -wal file, then restore a backup"
     ) -> None:
         self.store = store
         self.detail = detail
-        self.hint = hint
         super().__init__(f"store {shown(store)} is damaged ({detail}): it was left as it is; {hint}")
+        self.hint = hint
 
 
 class SchemaMismatch(AegisStoreError):
-    """The store's schema is older or newer than this library's. It was left as it is."""
+    """The store's schema is older or newer than this library's. It was left as it is. `hint` is the command that mends it."""
 
     def __init__(self, *, store: str, found: str, expected: str) -> None:
         self.store = store
         self.found = found
         self.expected = expected
-        super().__init__(
-            f"store {shown(store)} has schema {shown(found)}, this library works with {shown(expected)}: {self.hint}"
-        )
-
-    @property
-    def hint(self) -> str:
-        """The command that mends it."""
         # Revisions are numbered, so that their names sort as they follow each other; "base" is no schema at all.
-        if self.found == "base" or self.found < self.expected:
-            return "run `aegis-store upgrade` (or `alembic upgrade head`) with the new version, once, as a deploy"
-        return "run `pip install --upgrade aegis-store` where this process runs; a newer version has upgraded the store"
+        if found == "base" or found < expected:
+            hint = "run `aegis-store upgrade` (or `alembic upgrade head`) with the new version, once, as a deploy"
+        else:
+            hint = "run `pip install --upgrade aegis-store` where this process runs; a newer version has upgraded the store"
+        super().__init__(
+            f"store {shown(store)} has schema {shown(found)}, this library works with {shown(expected)}", hint=hint
+        )
 
 
 class ImportRejected(AegisStoreError):

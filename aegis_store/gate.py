@@ -49,7 +49,9 @@ def revision(target: Target) -> str:
     forks.refuse_if_lost(target.path)
     status = _stat(target)
     if status is None:
-        raise StoreUnavailable(store=str(target), detail="there is no such file: check the path, or create the store")
+        raise StoreUnavailable(
+            store=str(target), detail="there is no such file: check the path, or run `aegis-store upgrade --db PATH`"
+        )
     if stat.S_ISDIR(status.st_mode):
         raise NotAnAegisStore(store=str(target), detail="a directory")
     if not stat.S_ISREG(status.st_mode):

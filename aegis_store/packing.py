@@ -42,6 +42,8 @@ class _Plain:
 def packer_for(name: str) -> Packer:
     """What a file of that name is written with. `InvalidInput` for a suffix that is none of the three."""
     lower = name.lower()
+    if lower in (".jsonl", ".jsonl.gz", ".jsonl.zst"):  # would be a hidden file
+        raise InvalidInput(f"the file needs a name before its suffix, not only {shown(name)}")
     if lower.endswith(".jsonl"):
         return _Plain()
     if lower.endswith(".jsonl.gz"):

@@ -144,11 +144,11 @@ def test_a_plan_prints_what_goes_and_why(store: EventStore, shell: sqlite3.Conne
     assert str(store.plan_prune(now=NOON)).splitlines() == [
         "To prune at 2026-06-01 12:00:00+00:00: 6 events, 41 bytes, of 4 sessions.",
         "  by terminal_grace: 3 events, 11 bytes, of 2 sessions",
-        "  by max_bytes: 3 events, 30 bytes, of 1 sessions",
-        "  by forget_sessions_after: 0 events, 0 bytes, of 1 sessions",
+        "  by max_bytes: 3 events, 30 bytes, of 1 session",
+        "  by forget_sessions_after: 0 events, 0 bytes, of 1 session",
         "  'large': seq 1..3, 3 events, 30 bytes, by max_bytes",
         "  'ended': seq 1..2, 2 events, 6 bytes, by terminal_grace",
-        "  'long ended': seq 1..1, 1 events, 5 bytes, by terminal_grace, and its record",
+        "  'long ended': seq 1..1, 1 event, 5 bytes, by terminal_grace, and its record",
         "  'empty': no events, 0 events, 0 bytes, by forget_sessions_after, and its record",
     ]
 
@@ -161,8 +161,8 @@ def test_a_plan_over_the_budget_prints_how_that_comes_about(store: EventStore) -
     add(store, "s", *[1000] * 11)
     store.set_retention_policy(RetentionPolicy(max_total_bytes=10_000))
     assert str(store.plan_prune(now=NOON)).splitlines() == [
-        "To prune at 2026-06-01 12:00:00+00:00: 3 events, 3,000 bytes, of 1 sessions.",
-        "  by max_total_bytes: 3 events, 3,000 bytes, of 1 sessions",
+        "To prune at 2026-06-01 12:00:00+00:00: 3 events, 3,000 bytes, of 1 session.",
+        "  by max_total_bytes: 3 events, 3,000 bytes, of 1 session",
         "  The store holds 11,000 bytes of payloads, its budget (max_total_bytes) is 10,000. To get down to 8,000, events of "
         "ended sessions go first, those that ended first before the others, then the oldest of the rest; sessions on hold "
         "keep theirs.",
@@ -838,7 +838,7 @@ def test_a_session_that_would_only_lose_its_record_is_told_in_mode_warn_as_it_is
     for run in (gone, reported):
         assert (run.events, run.sessions, run.sessions_forgotten, run.by_reason) == (0, 0, 1, {})
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("aegis_store")]
-    assert ["0 events (0 bytes) of 0 sessions and 1 session records (no events)" in line for line in lines] == [True, True]
+    assert ["0 events (0 bytes) of 0 sessions and 1 session record (no events)" in line for line in lines] == [True, True]
 
 
 def test_in_mode_warn_opening_a_store_logs_one_warning(open_store: OpenStore, caplog: pytest.LogCaptureFixture) -> None:
@@ -850,7 +850,7 @@ def test_in_mode_warn_opening_a_store_logs_one_warning(open_store: OpenStore, ca
         open_store(maintain_every=None)
     [line] = [record for record in caplog.records if record.name.startswith("aegis_store")]
     assert line.levelno == logging.WARNING
-    for words in ("would remove 3 events (9 bytes) of 1 sessions", "terminal_grace 3", "mode is warn"):
+    for words in ("would remove 3 events (9 bytes) of 1 session", "terminal_grace 3", "mode is warn"):
         assert words in line.getMessage()
 
 

@@ -32,6 +32,7 @@ _Seconds = Annotated[
     float | None,
     typer.Option(
         "--seconds",
+        metavar="S",
         min=0.001,
         max=3600,
         show_default=False,
@@ -42,6 +43,7 @@ _Pairs = Annotated[
     int | None,
     typer.Option(
         "--pairs",
+        metavar="N",
         min=1,
         max=1000,
         show_default=False,
@@ -53,11 +55,25 @@ _Pairs = Annotated[
 def bench(
     directory: Annotated[
         Path | None,
-        typer.Option("--dir", help="Where to make the files; it decides which disk is measured.", show_default=False),
+        typer.Option(
+            "--dir",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            writable=True,
+            show_default=False,
+            help="Where to make the files; it decides which disk is measured.",
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Short turns: a rough answer in 20 seconds.")] = False,
     only: Annotated[
-        list[Measure] | None, typer.Option("--only", help="Measure this alone; may be given again.", show_default=False)
+        list[Measure] | None,
+        typer.Option(
+            "--only",
+            metavar="MEASURE",
+            show_default=False,
+            help=f"Measure this alone; may be given again. One of {', '.join(Measure)}.",
+        ),
     ] = None,
     pairs: _Pairs = None,
     seconds: _Seconds = None,
@@ -76,7 +92,9 @@ def bench(
     """Measure the store here, each figure beside its floor.
 
     The floor is a hand-written loop with the same SQL, pragmas and JSON on the bare driver. Both work in turn; the figures are
-    medians over the pairs, the latencies those of all turns. About three minutes. Example: aegis-store bench --quick
+    medians over the pairs, the latencies those of all turns. About three minutes.
+
+    Example: aegis-store bench --quick
     """
     if stored is not None and (only or quick):
         raise typer.BadParameter("--stored measures something of its own: it goes with neither --only nor --quick")
@@ -134,11 +152,18 @@ def _bench_stored(directory: Path | None, events: int, pairs: int, seconds: floa
 
 @contextmanager
 def _place(directory: Path | None) -> Iterator[Path]:
-    """A new directory for all files of a run, which goes again however it ends."""
+    """A new directory for all files of a run, which goes again however it ends. Errors name the one that it lies in."""
     from tempfile import TemporaryDirectory
 
-    with TemporaryDirectory(prefix=".aegis-store-bench-", dir=directory or Path.cwd()) as made:
-        yield Path(made)
+    from aegis_store.errors import StoreFull
+    from aegis_store.sqlite_errors import errors_of
+
+    parent = directory or Path.cwd()
+    try:
+        with errors_of(str(parent)), TemporaryDirectory(prefix=".aegis-store-bench-", dir=parent) as made:
+            yield Path(made)
+    except StoreFull as error:
+        raise StoreFull(store=str(parent), detail=error.detail) from None
 
 
 def _plain(figures: "Figures | StoredFigures") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from aegis_store.cli.options import AsJson, Db, named_place
+from aegis_store.cli.options import AsJson, named_place
 
 if TYPE_CHECKING:
     from aegis_store.connections import Durability
@@ -46,9 +46,13 @@ class Figures(NamedTuple):
 
 def demo(
     context: typer.Context,
-    db: Db = None,
+    db: Annotated[
+        str | None,
+        typer.Option("--db", metavar="PATH|URL", help="The store to make. Without it aegis-demo.db here.", show_default=False),
+    ] = None,
     state_file: Annotated[
-        Path | None, typer.Option("--from", help="Play this state file of the orchestrator instead.", show_default=False)
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Play this state file of the orchestrator instead.", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -56,7 +60,9 @@ def demo(
 
     359 sessions, 8,614 events of 2.5 KB, then more until caps bite; sessions end, and the store is opened again.
 
-    Makes aegis-demo.db here, or the file that --db names; never touches one that exists. Example: aegis-store demo
+    Never touches a store that exists, nor the one that $AEGIS_STORE_URL names.
+
+    Example: aegis-store demo
     """
     from aegis_store.bench.disk import fsync_us
     from aegis_store.cli.look import inspect_store

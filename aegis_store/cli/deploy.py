@@ -10,7 +10,9 @@ def upgrade(context: typer.Context, db: Db = None, as_json: AsJson = False) -> N
 
     What deploys run. Creates the store if there is none.
 
-    The same as `alembic upgrade head` in a checkout. Example: aegis-store upgrade --db /var/lib/agents/aegis.db
+    The same as `alembic upgrade head` in a checkout.
+
+    Example: aegis-store upgrade --db /var/lib/agents/aegis.db
     """
     from aegis_store.cli.terminal import show, show_json
     from aegis_store.store import EventStore

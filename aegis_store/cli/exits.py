@@ -3,7 +3,12 @@
 import os
 import signal
 import sys
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+if TYPE_CHECKING:
+    from typer.exceptions import TyperException
+
+    from aegis_store.errors import AegisStoreError
 
 DEBUG_VARIABLE: Final = "AEGIS_STORE_DEBUG"
 """Set it to see the traceback of an internal error."""
@@ -23,6 +28,15 @@ _CTRL_C_AGAIN_AFTER_S: Final = 0.01
 
 class Interrupted(Exception):
     """Ctrl-C, and what the command has done until then."""
+
+
+_RULES: Final = {
+    "int_parsing": "must be a whole number",
+    "float_parsing": "must be a number",
+    "greater_than_equal": "must be {ge:g} or more",
+    "less_than_equal": "must be {le:g} or less",
+}
+"""What a value must be, by pydantic's names of what can be wrong."""
 
 
 def run() -> NoReturn:
@@ -49,7 +63,7 @@ def _flushed(code: int) -> int:
     except BrokenPipeError:
         return _pipe_closed()
     except OSError as error:
-        return _say(f"the output cannot be written: {error.strerror}", FAILED)
+        return _say(_output_problem(error.strerror or str(error)), FAILED)
     return code
 
 
@@ -94,18 +108,49 @@ def _outcome() -> int:
     except Interrupted as interrupted:
         return _say(str(interrupted), INTERRUPTED)
     except TyperException as error:
-        message = " ".join(error.format_message().split())
-        return _say(f"{message} (see --help)", error.exit_code)
+        return _say(f"{_usage_problem(error)} (see --help)", error.exit_code)
     except AegisStoreError as error:
-        return _say(str(error), _code_of(error))
+        return _say(_said(error), _code_of(error))
     except BrokenPipeError:
         return _pipe_closed()
     except OSError as error:
-        return _say(f"{error.strerror or error}: {error.filename or 'the output'}", FAILED)
+        said = error.strerror or str(error)
+        return _say(f"{said}: {error.filename}" if error.filename else _output_problem(said), FAILED)
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
         return _say(f"internal error, {type(error).__name__}: {error!s:.200} (set {DEBUG_VARIABLE}=1 to see where)", FAILED)
+
+
+def _usage_problem(error: "TyperException") -> str:
+    """The message, which names the value too where pydantic, by which Typer reads values, says only what it should be."""
+    problems = getattr(error.__cause__, "errors", None)
+    if problems:
+        error.message = _wrong_value(problems()[0])
+    return " ".join(error.format_message().split())
+
+
+def _wrong_value(problem: dict[str, Any]) -> str:
+    from aegis_store.errors import shown
+
+    details = problem.get("ctx", {})
+    if "error" in details:  # says which value it is
+        return str(details["error"])
+    return f"{_RULES.get(problem['type'], problem['msg']).format(**details)}, not {shown(problem['input'])}"
+
+
+def _said(error: "AegisStoreError") -> str:
+    """The message, with what an operator can do where its hint is for a program."""
+    from aegis_store import errors
+
+    advice = {
+        errors.SessionNotFound: "`aegis-store sessions` lists those that there are",
+        errors.EventsTruncated: "--skip-gap goes on with what is retained",
+        errors.CursorAhead: "read again from the start, without --after",
+        errors.StoreBusy: "try again",
+        errors.ReadOnlyStore: "run this as a user who may write it, its -wal and -shm files and its directory",
+    }.get(type(error))
+    return f"{error.what}: {advice}" if error.hint and advice else str(error)
 
 
 def _code_of(error: Exception) -> int:
@@ -126,6 +171,10 @@ def _code_of(error: Exception) -> int:
         ),
     )
     return next((code for kinds, code in codes if isinstance(error, kinds)), FAILED)
+
+
+def _output_problem(said: str) -> str:
+    return f"the output cannot be written: {said}"
 
 
 def _say(message: str, code: int) -> int:

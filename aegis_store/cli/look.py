@@ -22,7 +22,7 @@ _BAR_CHARACTERS = 20
 
 def inspect(
     context: typer.Context,
-    session: Annotated[str | None, typer.Argument(help="A session, by its id.", show_default=False)] = None,
+    session: Annotated[str | None, typer.Argument(metavar="SESSION", help="A session, by its id.", show_default=False)] = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -75,7 +75,7 @@ def _inspect_session(store: "EventStore", session_id: str, *, as_json: bool) -> 
     retained = f"{session.first_seq} to {session.last_seq}" if session.event_count else "none"
     removed = f"{count(session.removed_events)}, {size(session.removed_bytes)}"
     if session.removed_reason:
-        removed += f", last {when_utc(session.removed_at)} by {session.removed_reason}"
+        removed += f", last {when_utc(session.removed_at)} ({session.removed_reason})"
     facts = {
         "status": f"{session.status}{', on hold' if session.hold else ''}",
         "tenant, owner": f"{session.tenant}, {session.owner}",
@@ -94,9 +94,12 @@ def _inspect_session(store: "EventStore", session_id: str, *, as_json: bool) -> 
 def sessions(
     context: typer.Context,
     status: Annotated[
-        list[str] | None, typer.Option("--status", help="Only sessions of this status; may be given again.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--status", metavar="STATUS", help="Only sessions of this status; may be given again.", show_default=False
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at the most.")] = _SHOWN_SESSIONS,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many at the most.")] = _SHOWN_SESSIONS,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -104,19 +107,21 @@ def sessions(
 
     Example: aegis-store sessions --status failed --limit 50
     """
-    from aegis_store.cli.terminal import age, count, show, show_json, show_table, size, table
+    from aegis_store.cli.terminal import age, count, show, show_json, show_prose, show_table, size, table
 
     with open_to_look(context, db) as store:
         found, more = _newest_sessions(store, status or None, limit)
     if as_json:
         for session in found:
             show_json(session_fields(session))
-        return
-    columns = table("*session", "status", ">events", ">bytes", ">updated")
-    rows = ((s.session_id, s.status, count(s.event_count), size(s.retained_bytes), age(s.updated_at)) for s in found)
-    show_table(columns, rows)
+    elif found:
+        columns = table("*session", "status", ">events", ">bytes", ">updated")
+        rows = ((s.session_id, s.status, count(s.event_count), size(s.retained_bytes), age(s.updated_at)) for s in found)
+        show_table(columns, rows)
+    else:
+        show("No session has that status." if status else "The store holds no session.")
     if more:
-        show(f"There are more: --limit {limit * 2} shows twice as many.")
+        show_prose(f"There are more: --limit {limit * 2} shows twice as many.", stderr=as_json)
 
 
 def _newest_sessions(store: "EventStore", statuses: list[str] | None, limit: int) -> "tuple[list[Session], bool]":
@@ -135,13 +140,17 @@ def _newest_sessions(store: "EventStore", statuses: list[str] | None, limit: int
 
 def events(
     context: typer.Context,
-    session: Annotated[str, typer.Argument(help="A session, by its id.")],
+    session: Annotated[str, typer.Argument(metavar="SESSION", help="A session, by its id.")],
     after: Annotated[
-        int | None, typer.Option(help="Begin after this seq; without it with the oldest retained event.", show_default=False)
+        int | None,
+        typer.Option(
+            metavar="SEQ", help="Begin after this seq; without it with the oldest retained event.", show_default=False
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at the most.")] = _SHOWN_EVENTS,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many at the most.")] = _SHOWN_EVENTS,
     type_: Annotated[
-        list[str] | None, typer.Option("--type", help="Only events of this type; may be given again.", show_default=False)
+        list[str] | None,
+        typer.Option("--type", metavar="TYPE", help="Only events of this type; may be given again.", show_default=False),
     ] = None,
     skip_gap: Annotated[bool, typer.Option("--skip-gap", help="Go on where events after --after were removed.")] = False,
     db: Db = None,
@@ -149,10 +158,11 @@ def events(
 ) -> None:
     """Print the events of a session, oldest first. With --json, one event a line.
 
-    Example: aegis-store events 0198c7a2-… --after 120 --type hook.post_tool_use --json | jq .payload
+    Example: aegis-store events run-42 --after 120 --json | jq .payload
     """
-    from aegis_store.cli.terminal import count, plural, show, show_json, show_table, table, when
+    from aegis_store.cli.terminal import count, plural, show_json, show_prose
 
+    _check_cursor_and_types(after, type_ or [])
     with open_to_look(context, db) as store:
         shown: list[Event] = []
         on_gap: OnGap = "skip" if skip_gap else "raise"
@@ -170,13 +180,36 @@ def events(
             seen = page.next_after_seq
             if not page.has_more or len(shown) >= limit:
                 break
+    if after is None and page.first_seq > 1:
+        show_prose(f"{plural(page.first_seq - 1, 'event')} before seq {count(page.first_seq)} were removed.", stderr=as_json)
     if not as_json:
-        if after is None and page.first_seq > 1:
-            show(f"{plural(page.first_seq - 1, 'event')} before seq {count(page.first_seq)} were removed.")
-        rows = ((event.seq, when(event.recorded_at), event.type, preview(event.payload)) for event in shown)
-        show_table(table(">seq", "recorded (UTC)", "<type", "*payload"), rows)
-        if page.has_more:
-            show(f"There are more, up to seq {count(page.last_seq)}: go on with --after {seen}.")
+        _show_events(shown, after, type_)
+    if page.has_more:
+        show_prose(f"There are more, up to seq {count(page.last_seq)}: go on with --after {seen}.", stderr=as_json)
+
+
+def _show_events(shown: "list[Event]", after: int | None, types: list[str] | None) -> None:
+    from aegis_store.cli.terminal import show, show_table, table, when
+
+    if not shown:
+        what = "No event of that type" if types else "No event"
+        where = "in the session" if after is None else f"after seq {after}"
+        show(f"{what} {where}.")
+        return
+    rows = ((event.seq, when(event.recorded_at), event.type, preview(event.payload)) for event in shown)
+    show_table(table(">seq", "recorded (UTC)", "<type", "*payload"), rows)
+
+
+def _check_cursor_and_types(after: int | None, types: list[str]) -> None:
+    """What the library checks too, by the names that they have here."""
+    from aegis_store.errors import InvalidInput
+    from aegis_store.events import checked_text
+    from aegis_store.read import checked_cursor
+
+    if after is not None:
+        checked_cursor("--after", after)
+    for type_ in types:
+        checked_text("--type", type_, InvalidInput)
 
 
 def show_missed(missed: int, first_seq: int) -> None:

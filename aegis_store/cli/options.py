@@ -29,7 +29,10 @@ def place_of(context: typer.Context, db: str | None) -> str:
 def named_place(context: typer.Context, db: str | None) -> str | None:
     """The store that was named on the command line, if one was."""
     above: str | None = context.find_root().params.get("db")
-    return db if db is not None else above
+    named = db if db is not None else above
+    if named == "":
+        raise typer.BadParameter("a store needs a path or a URL, not ''", param_hint="'--db'")
+    return named
 
 
 def print_help_without_command(context: typer.Context) -> None:

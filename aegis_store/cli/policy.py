@@ -35,7 +35,7 @@ def parse_cap(text: str) -> Any:
 
     if text in ("unlimited", NO_LIMIT):
         return UNLIMITED
-    if not re.fullmatch(r"[0-9]{1,18}", text):
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
         raise typer.BadParameter(f"{text!r:.60} is neither a whole number nor 'unlimited' (or 'none')")
     return int(text)
 
@@ -53,12 +53,12 @@ def parse_size_or_none(text: str) -> Any:
 
 
 def parse_duration(text: str) -> "timedelta":
-    """A time, as 30d, 12h, 90m or 0."""
+    """A time, as 30d, 12h, 90m, 45s or 0."""
     from datetime import timedelta
 
     match = re.fullmatch(r"([0-9]{1,8})([dhms])", text) or re.fullmatch(r"(0)()", text)
     if not match:
-        raise typer.BadParameter(f"{text!r:.60} is no duration such as 30d, 12h, 90m, 45s or 0")
+        raise typer.BadParameter(f"{text!r:.60} is no duration such as 30d, 12h, 90m or 45s")
     return timedelta(**{_TIME_UNITS.get(match[2], "seconds"): int(match[1])})
 
 
@@ -90,27 +90,49 @@ def show_policy(context: typer.Context, db: Db = None, as_json: AsJson = False) 
         show_facts(_words(found))
 
 
-def _knob(parser: Any, metavar: str, help_text: str) -> Any:
-    return typer.Option(parser=parser, metavar=metavar, help=help_text, show_default=False)
+def _knob(name: str, parse: Callable[[str], Any], metavar: str, help_text: str) -> Any:
+    """The option for a knob of the policy, which knows what its value must be."""
+
+    def parsed(text: str) -> Any:
+        from aegis_store.errors import InvalidPolicy
+        from aegis_store.retention.policy import RetentionPolicy
+
+        value = parse(text)
+        knob: dict[str, Any] = {name: None if value == NO_LIMIT else value}
+        try:
+            RetentionPolicy(**knob)
+        except InvalidPolicy as error:
+            raise typer.BadParameter(f"{error.rule}, not {text!r:.60}") from None
+        return value
+
+    return typer.Option(parser=parsed, metavar=metavar, help=help_text, show_default=False)
 
 
 @app.command("set")
 def set_policy(
     context: typer.Context,
-    max_events: Annotated[Any, _knob(parse_cap, "N|unlimited", "Newest events kept per session, exact.")] = None,
-    max_bytes: Annotated[Any, _knob(parse_size_or_none, "SIZE|none", "Payload bytes kept per session.")] = None,
-    max_age: Annotated[Any, _knob(parse_duration_or_none, "DURATION|none", "Older events go, as 30d, 12h, 90m.")] = None,
-    max_event_bytes: Annotated[Any, _knob(parse_size, "SIZE", "Largest payload, as 500KB or 1MiB.")] = None,
-    terminal_grace: Annotated[Any, _knob(parse_duration, "DURATION", "How long ended sessions keep their events.")] = None,
+    max_events: Annotated[Any, _knob("max_events", parse_cap, "N|unlimited", "Newest events kept per session, exact.")] = None,
+    max_bytes: Annotated[Any, _knob("max_bytes", parse_size_or_none, "SIZE|none", "Payload bytes kept per session.")] = None,
+    max_age: Annotated[
+        Any, _knob("max_age", parse_duration_or_none, "DURATION|none", "Older events go, as 30d, 12h, 90m.")
+    ] = None,
+    max_event_bytes: Annotated[Any, _knob("max_event_bytes", parse_size, "SIZE", "Largest payload, as 500KB or 1MiB.")] = None,
+    terminal_grace: Annotated[
+        Any, _knob("terminal_grace", parse_duration, "DURATION", "How long ended sessions keep their events.")
+    ] = None,
     max_total_bytes: Annotated[
-        Any, _knob(parse_size_or_none, "SIZE|none", "Budget of the store: payload bytes, as 500MB or 2GiB.")
+        Any, _knob("max_total_bytes", parse_size_or_none, "SIZE|none", "Budget of the store: payload bytes, as 500MB or 2GiB.")
     ] = None,
     forget_sessions_after: Annotated[
-        Any, _knob(parse_duration_or_none, "DURATION|none", "Ended sessions without events: their record goes.")
+        Any,
+        _knob(
+            "forget_sessions_after",
+            parse_duration_or_none,
+            "DURATION|none",
+            "Ended sessions without events: their record goes.",
+        ),
     ] = None,
-    mode: Annotated[
-        str | None, typer.Option(metavar="enforce|warn", help="warn: no prune but an explicit one acts.", show_default=False)
-    ] = None,
+    mode: Annotated[Any, _knob("mode", str, "enforce|warn", "warn: no prune but an explicit one acts.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Change it even if events go at once.")] = False,
     db: Db = None,
     as_json: AsJson = False,
@@ -118,7 +140,8 @@ def set_policy(
     """Change what is given, leave the rest; show old and new, and what goes.
 
     SIZE is a number of bytes, or one with KB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (of 1024): 500MB, 2GiB.
-    DURATION is a number with d, h, m or s: 30d, 12h, 90m, 45s; or 0. none takes a limit away, unlimited the cap.
+    DURATION is a number with d, h, m or s: 30d, 12h, 90m, 45s; or 0, but for --max-age.
+    none takes a limit away, unlimited the cap.
 
     A lower --max-events removes events at once, so it asks for --yes. What the other limits ask for goes with the next prune.
 
@@ -157,7 +180,7 @@ def _show_change(
         return
     before, now = _words(old), _words(new)
     rows = [(name, before[name], now[name], "-" if before[name] == now[name] else "yes") for name in now]
-    show_table(table("knob", "before", "now", "changed"), rows)
+    show_table(table("knob", "~before", "~now", "changed"), rows)
     if loss.events:
         show(f"The lower cap removed {_loss_words(loss)}.")
     if not plan.truncations:

@@ -29,13 +29,28 @@ _FAILURES = {
 """How a run failed, by the name of the error that the history keeps."""
 
 
+def parse_directory(text: str) -> Path:
+    """A directory that is there, or that can be made."""
+    directory = Path(text)
+    if not text:
+        raise typer.BadParameter("a directory needs a name, not ''")
+    if directory.exists() and not directory.is_dir():
+        raise typer.BadParameter(f"a file stands at {text!r}: name a directory")
+    return directory
+
+
 def prune(
     context: typer.Context,
     yes: Annotated[bool, typer.Option("--yes", help="Carry the plan out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan, even with --yes.")] = False,
     archive: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="First write what goes there, as compressed JSON lines.", show_default=False),
+        typer.Option(
+            parser=parse_directory,
+            metavar="DIR",
+            help="First write what goes there, as compressed JSON lines.",
+            show_default=False,
+        ),
     ] = None,
     history: Annotated[bool, typer.Option("--history", help="Show what earlier runs removed, newest first.")] = False,
     limit: Annotated[
@@ -47,7 +62,9 @@ def prune(
 ) -> None:
     """Show what the policy asks to remove; with --yes, remove it.
 
-    Example: aegis-store prune, then aegis-store prune --yes --archive /var/backups/agents
+    Example: aegis-store prune
+
+    Then: aegis-store prune --yes --archive /var/backups/agents
     """
     from aegis_store.cli.terminal import show, show_json
     from aegis_store.errors import InvalidInput
@@ -99,7 +116,7 @@ def _carry_out(store: "EventStore", plan: "PrunePlan", archive: Path | None) -> 
 
 
 def _show_plan(plan: "PrunePlan") -> None:
-    from aegis_store.cli.terminal import count, plural, show, show_table, size, table
+    from aegis_store.cli.terminal import count, plural, show, show_prose, show_table, size, table
 
     if not plan.truncations:
         show("Nothing to remove.")
@@ -117,17 +134,9 @@ def _show_plan(plan: "PrunePlan") -> None:
     if plan.sessions_forgotten:
         show(f"The records of {plural(plan.sessions_forgotten, 'session')} go too; a tombstone keeps the seq of each.")
     if plan.budget is not None:
-        show(*_wrapped(str(plan.budget)))
+        show_prose(str(plan.budget))
     if plan.policy.mode == "warn":
         show("The policy's mode is warn: only an explicit prune, as this, removes anything.")
-
-
-def _wrapped(text: str) -> list[str]:
-    import textwrap
-
-    from aegis_store.cli.terminal import console
-
-    return textwrap.wrap(text, console().width - 1)
 
 
 def _name(truncation: "Truncation") -> str:
@@ -135,17 +144,17 @@ def _name(truncation: "Truncation") -> str:
 
 
 def _show_report(report: "PruneReport") -> None:
-    from aegis_store.cli.terminal import plural, show, size
+    from aegis_store.cli.terminal import plural, show_prose, size
 
-    show(
+    show_prose(
         f"Removed {plural(report.events_removed, 'event')} ({size(report.bytes_removed)}) "
         f"of {plural(report.sessions_pruned, 'session')} in {report.duration_s:.1f} s."
     )
     if report.sessions_forgotten:
-        show(f"The records of {plural(report.sessions_forgotten, 'session')} went too.")
+        show_prose(f"The records of {plural(report.sessions_forgotten, 'session')} went too.")
     if report.archived:
         folder = Path(report.archived[0]).parent
-        show(f"Archived before in {plural(len(report.archived), 'file')} in {folder} (aegis-store import reads them).")
+        show_prose(f"Archived before in {plural(len(report.archived), 'file')} in {folder} (aegis-store import reads them).")
 
 
 def _show_reclaimable(free_bytes: int, place: str) -> None:

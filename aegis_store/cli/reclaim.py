@@ -1,5 +1,6 @@
 """The command `reclaim`."""
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
 def reclaim(
     context: typer.Context,
     max_seconds: Annotated[
-        float | None, typer.Option(metavar="S", help="Stop after so many seconds; the next run goes on.", show_default=False)
+        float | None,
+        typer.Option(metavar="S", help="Stop after so many seconds; the next run goes on.", show_default=False),
     ] = None,
     free_ratio: Annotated[
         float | None,
         typer.Option(
-            metavar="R", help="Leave so much of the file free for new events, 0 to 1; 0 if left out.", show_default=False
+            metavar="R", min=0, max=1, help="Leave so much of the file free for new events; 0 if left out.", show_default=False
         ),
     ] = None,
     compact: Annotated[
@@ -29,7 +31,9 @@ def reclaim(
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give the room that pruning freed back to the disk, in small steps beside running writers. Removes no events.
+    """Give the room that pruning freed back to the disk.
+
+    In small steps, beside running writers. Removes no events.
 
     Reads the store to its end first, which --max-seconds does not count: one that is damaged is refused, and left as it is.
 
@@ -37,6 +41,8 @@ def reclaim(
     """
     from aegis_store.errors import InvalidInput
 
+    if max_seconds is not None and not 0 < max_seconds < math.inf:
+        raise InvalidInput(f"--max-seconds must be a number over 0, not {max_seconds:g}")
     if compact:
         if max_seconds is not None or free_ratio is not None:
             raise InvalidInput("--compact packs the whole store at once: leave out --max-seconds and --free-ratio")
@@ -68,29 +74,29 @@ def _compact(place: str) -> "CompactReport":
 
 
 def _print_reclaimed(report: "ReclaimReport", *, as_json: bool) -> None:
-    from aegis_store.cli.terminal import show, show_json, size
+    from aegis_store.cli.terminal import show_json, show_prose, size
 
     if as_json:
         show_json({**asdict(report), "complete": report.complete})
         return
-    show(
+    show_prose(
         f"Before: {size(report.bytes_before)} on disk, {size(report.free_bytes_before)} of it free.",
         f"Now:    {size(report.bytes_after)} on disk, {size(report.free_bytes_after)} of it free "
         f"(in {report.duration_s:.1f} s).",
     )
     if report.outcome == "time_over":
-        show("The time was over before all was given back: run it again to go on.")
+        show_prose("The time was over before all was given back: run it again to go on.")
     elif report.outcome == "held_up":
-        show("A reader with an old snapshot keeps the file from getting shorter: run it again once that has ended.")
+        show_prose("A reader with an old snapshot keeps the file from getting shorter: run it again once that has ended.")
 
 
 def _print_compacted(report: "CompactReport", *, as_json: bool) -> None:
-    from aegis_store.cli.terminal import plural, show, show_json, size
+    from aegis_store.cli.terminal import plural, show_json, show_prose, size
 
     if as_json:
         show_json(asdict(report))
         return
-    show(
+    show_prose(
         f"Before: {size(report.bytes_before)} on disk.",
         f"Now:    {size(report.bytes_after)} on disk (in {report.duration_s:.1f} s), with the same "
         f"{plural(report.events, 'event')} of {plural(report.sessions, 'session')}, compared one by one.",

@@ -20,30 +20,39 @@ _WIDTH_OF_NAMES = 32
 def tail(
     context: typer.Context,
     session: Annotated[
-        str | None, typer.Argument(help="A session, by its id; without it the whole store.", show_default=False)
+        str | None,
+        typer.Argument(metavar="SESSION", help="A session, by its id; without it the whole store.", show_default=False),
     ] = None,
-    number: Annotated[int, typer.Option("-n", "--number", min=0, help="How many of the last events.")] = _SHOWN_EVENTS,
+    number: Annotated[
+        int, typer.Option("-n", "--number", min=0, metavar="N", help="How many of the last events.")
+    ] = _SHOWN_EVENTS,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the last events of a session or of the store, one a line, oldest first; with --follow, then what comes.
+    """Print the last events; with --follow, then what comes.
 
-    Events that were removed before they could be printed are told on stderr.
+    Of a session, or of the whole store; one a line, oldest first. Events that were removed before they could be printed are
+    told on stderr.
 
     Example: aegis-store tail run-42 -n 5 --follow
     """
+    from aegis_store.cli.terminal import show
     from aegis_store.events import EventsMissed
 
-    show = _show_as_json if as_json else _line_printer(with_session=session is None)
+    show_event = _show_as_json if as_json else _line_printer(with_session=session is None)
+    is_empty = True
     with open_to_look(context, db) as store:
         for event in store.follow(session, last=number, timeout=None if follow else 0, on_gap="skip"):
+            is_empty = False
             if isinstance(event, EventsMissed):
                 _show_gap(event)
             else:
-                show(event)
+                show_event(event)
             if follow:
                 sys.stdout.flush()
+    if is_empty and number and not (follow or as_json):
+        show("The store holds no event." if session is None else "The session holds no event.")
 
 
 def _show_as_json(event: "Event") -> None:

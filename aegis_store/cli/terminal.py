@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from aegis_store.errors import plural as plural
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -44,6 +46,20 @@ def show(*lines: str) -> None:
         print(printable(line))  # noqa: T201
 
 
+def show_prose(*texts: str, stderr: bool = False) -> None:
+    """Print sentences, which go on below where the terminal ends."""
+    for text in texts:
+        for line in _lines(text, console().width):
+            print(line, file=sys.stderr if stderr else sys.stdout)
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """`text` in lines of so many columns, of which a wide character takes two; between words, where there is a space."""
+    from rich.text import Text
+
+    return [line.plain.rstrip() for line in Text(printable(text)).wrap(console(), width)]
+
+
 def table(*columns: str) -> "Table":
     """An empty table. A column whose name begins with ">" is for numbers, "<" for text that may be long, "*" takes the room
     that is left, "~" too, and goes on below.
@@ -75,15 +91,12 @@ def show_table(made: "Table", rows: Iterable[Sequence[object]]) -> None:
 
 def show_facts(facts: Mapping[str, object], *, title: str | None = None) -> None:
     """Names and values, one a line; long values go on below, indented."""
-    import textwrap
-
     if title:
-        show(title)
+        show_prose(title)
     width = max(map(len, facts))
     for name, value in facts.items():
-        first = f"  {name:<{width}}  "
-        text = printable(str(value))
-        print(textwrap.fill(text, console().width - 1, initial_indent=first, subsequent_indent=" " * len(first)))  # noqa: T201
+        first, *others = _lines(str(value), console().width - width - 4)
+        show(f"  {name:<{width}}  {first}", *(f"{'':<{width + 4}}{line}" for line in others))
 
 
 def show_json(value: Any) -> None:
@@ -141,10 +154,6 @@ def age(moment: datetime) -> str:
     seconds = max(int((datetime.now(UTC) - moment).total_seconds()), 0)
     unit, length = next((u for u in (("d", 86_400), ("h", 3600), ("m", 60)) if seconds >= u[1]), ("s", 1))
     return f"{seconds // length}{unit} ago"
-
-
-def plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def duration(span: timedelta) -> str:

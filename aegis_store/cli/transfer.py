@@ -29,7 +29,7 @@ def export(
     db: Db = None,
     as_json: AsJson = False,
 ) -> int:
-    """Write the store, or some of its sessions, to a file of JSON lines.
+    """Write the store, or some sessions, to a file of JSON lines.
 
     It is the store of one moment, while others go on writing. No file is overwritten, and FILE appears only when it is
     complete, synced and read back. `aegis-store import` brings it into a store.
@@ -64,7 +64,9 @@ def import_lines(
     db: Db = None,
     as_json: AsJson = False,
 ) -> int:
-    """Import sessions from files of JSON lines, as `export` writes them. With --json, one report a file and line.
+    """Import sessions from files that `export` or `prune` wrote.
+
+    With --json, one report a file and line.
 
     All files are checked to their end before anything is written: if one cannot be read, none is imported. (Without the older
     events of a session its newer ones could come in, and the older ones not any more.) They come in by the time at which they

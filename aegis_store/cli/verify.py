@@ -15,7 +15,9 @@ _SHOWN = 20
 
 
 def verify(context: typer.Context, db: Db = None, as_json: AsJson = False) -> int:
-    """Read the whole store and tell what in it is not what was written. Changes nothing; works beside writers.
+    """Tell what in the store is not what was written.
+
+    Reads all of it. Changes nothing; works beside writers.
 
     Exit code 0: all is well. 5: it is damaged, or cannot be opened; what to do is said.
 
@@ -35,20 +37,20 @@ def verify(context: typer.Context, db: Db = None, as_json: AsJson = False) -> in
 
 
 def _print(report: "VerifyReport") -> None:
-    from aegis_store.cli.terminal import plural, show, show_table, table
+    from aegis_store.cli.terminal import plural, show_prose, show_table, table
 
     looked_at = f"{plural(report.events, 'event')} of {plural(report.sessions, 'session')} in {report.duration_s:.1f} s"
     if report.ok:
-        show(f"All is well: {looked_at}, nothing missing, nothing changed.")
+        show_prose(f"All is well: {looked_at}, nothing missing, nothing changed.")
     else:
         rows = [(p.kind, p.session_id or "-", "-" if p.seq is None else p.seq, p.detail) for p in report.problems[:_SHOWN]]
         show_table(table("kind", "<session", ">seq", "~what is wrong"), rows)
         more = len(report.problems) - len(rows) + report.more_problems
         if more:
-            show(f"And {plural(more, 'problem')} more: --json tells of the first thousand.")
-        show(f"Looked at {looked_at}.")
+            show_prose(f"And {plural(more, 'problem')} more: --json tells of the first thousand.")
+        show_prose(f"Looked at {looked_at}.")
     if report.events_without_checksum:
         unchecked = plural(report.events_without_checksum, "event")
-        show(f"{unchecked} without a checksum: stored before schema 0003, or by another program.")
+        show_prose(f"{unchecked} without a checksum: stored before schema 0003, or by another program.")
     if report.advice:
-        show(report.advice)
+        show_prose(report.advice)

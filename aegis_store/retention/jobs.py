@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from aegis_store.database import Database
-from aegis_store.errors import shown
+from aegis_store.errors import plural, shown
 from aegis_store.retention.plan import PrunePlan
 from aegis_store.retention.prune import Guard, PruneReport, carry_out, report_only
 from aegis_store.retention.runs import Totals, Trigger
@@ -48,6 +48,6 @@ def _of_report(report: PruneReport) -> str:
 
 
 def _words(events: int, size: int, sessions: int, records: int, reasons: Mapping[str, int]) -> str:
-    forgotten = f" and {records} session records" if records else ""
+    forgotten = f" and {plural(records, 'session record')}" if records else ""
     why = ", ".join(f"{reason} {number}" for reason, number in reasons.items()) or "no events"
-    return f"{events} events ({size} bytes) of {sessions} sessions{forgotten} ({why})"
+    return f"{plural(events, 'event')} ({plural(size, 'byte')}) of {plural(sessions, 'session')}{forgotten} ({why})"

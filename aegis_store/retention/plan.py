@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row
 
-from aegis_store.errors import shown
+from aegis_store.errors import plural, shown
 from aegis_store.events import Status
 from aegis_store.retention.history import StoredHistory
 from aegis_store.retention.policy import RetentionPolicy
@@ -113,18 +113,23 @@ class PrunePlan:
             if self.budget is not None:
                 yield f"  {self.budget}"
             return
-        yield f"To prune at {when}: {self.events:,} events, {self.bytes:,} bytes, of {len(self.truncations):,} sessions."
+        sessions = plural(len(self.truncations), "session")
+        yield f"To prune at {when}: {_amount(self.events, self.bytes)}, of {sessions}."
         for reason, total in self.by_reason().items():
-            yield f"  by {reason}: {total.events:,} events, {total.bytes:,} bytes, of {total.sessions:,} sessions"
+            yield f"  by {reason}: {_amount(total.events, total.bytes)}, of {plural(total.sessions, 'session')}"
         if self.budget is not None:
             yield f"  {self.budget}"
         for each in sorted(self.truncations, key=lambda t: -t.events)[:_PRINTED_SESSIONS]:
             record = ", and its record" if each.forgets else ""
             name = "(a deleted session)" if each.session_id is None else shown(each.session_id)
             span = f"seq {each.first_seq}..{each.keep_from_seq - 1}" if each.events else "no events"
-            yield f"  {name}: {span}, {each.events:,} events, {each.bytes:,} bytes, by {each.reason}{record}"
+            yield f"  {name}: {span}, {_amount(each.events, each.bytes)}, by {each.reason}{record}"
         if len(self.truncations) > _PRINTED_SESSIONS:
-            yield f"  … and {len(self.truncations) - _PRINTED_SESSIONS:,} sessions more"
+            yield f"  … and {plural(len(self.truncations) - _PRINTED_SESSIONS, 'session')} more"
+
+
+def _amount(events: int, size_bytes: int) -> str:
+    return f"{plural(events, 'event')}, {plural(size_bytes, 'byte')}"
 
 
 def truncation_of(conn: Connection, row: Row[Any], keep_from_seq: int, reason: str, *, forgets: bool) -> Truncation:

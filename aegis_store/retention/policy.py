@@ -156,7 +156,7 @@ class RetentionPolicy:
         if self.forget_sessions_after is not None:
             _span("forget_sessions_after", self.forget_sessions_after, _NOTHING)
         if self.mode not in ("enforce", "warn"):
-            raise InvalidPolicy(f"mode must be 'enforce' or 'warn', not {shown(self.mode)}")
+            raise InvalidPolicy.of("mode", "must be 'enforce' or 'warn'", shown(self.mode))
 
     def limits(self) -> dict[str, Limit]:
         """The limits that a prune carries out, by the name of their knob. The cap is not among them: it always holds."""
@@ -204,12 +204,12 @@ class RetentionPolicy:
 
 def _whole_number(name: str, value: Any, high: int, remark: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
-        raise InvalidPolicy(f"{name} must be a whole number from 1 to {high:,}{remark}, not {shown(value)}")
+        raise InvalidPolicy.of(name, f"must be a whole number from 1 to {high:,}{remark}", shown(value))
 
 
 def _span(name: str, value: Any, least: timedelta) -> None:
     if not isinstance(value, timedelta):
-        raise InvalidPolicy(f"{name} must be a timedelta, not {shown(value)}")
-    if not least <= value <= _LONGEST:  # the command line meets this one, which therefore speaks no Python
+        raise InvalidPolicy.of(name, "must be a timedelta", shown(value))
+    if not least <= value <= _LONGEST:
         start = "over 0" if least else "0 or more"
-        raise InvalidPolicy(f"{name} must be {start} and at most {_LONGEST.days:,} days, not {value}")
+        raise InvalidPolicy.of(name, f"must be {start} and at most {_LONGEST.days:,} days", str(value))

@@ -1,6 +1,8 @@
 """The command `bench`, run as a user runs it."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from aegis_store import bench
+from aegis_store.cli import main
 from aegis_store.cli.bench import Measure
 from tests.cli.conftest import Run
 
@@ -73,6 +76,31 @@ def test_bench_of_a_full_store_prints_a_table_that_fits(run: Run) -> None:
 def test_what_bench_cannot_take_is_one_line(run: Run, arguments: tuple[str, ...]) -> None:
     done = run("bench", *arguments)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize(("place", "told"), [("nowhere", "does not exist"), ("file", "is a file")])
+def test_a_directory_that_bench_cannot_take_is_named_with_its_option(run: Run, tmp_path: Path, place: str, told: str) -> None:
+    (tmp_path / "file").touch()
+    done = run("bench", "--dir", place)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert f"'{place}' {told}" in done.stderr
+    assert "'--dir'" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--stored", "1000")])
+def test_a_full_disk_is_told_by_the_directory_that_was_named(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refused)
+    monkeypatch.setattr(sys, "argv", ["aegis-store", "bench", "--dir", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 6
+    assert capsys.readouterr().err.startswith(f"aegis-store: no room to write to '{tmp_path}' (")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("only", ["append", "processes"])

@@ -10,16 +10,19 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from rich.cells import cell_len
 
-from aegis_store import EventStore, driver
+from aegis_store import EventStore, ReadOnlyStore, StoreBusy, driver
+from aegis_store.cli import main
 from tests.cli.conftest import Run
 
 HOSTILE = "\x1b[31mred\x07\u202e\ud83d end"
 COMMANDS = (
     *("demo", "inspect", "sessions", "events", "tail", "prune", "policy show", "policy set", "reclaim", "export", "import"),
-    *("import-aegis", "upgrade", "bench"),
+    *("import-aegis", "verify", "upgrade", "bench"),
 )
 
 
@@ -44,13 +47,24 @@ def lines(output: str) -> list[Any]:
 def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
     done = run(*command.split(), "--help")
     assert done.returncode == 0
-    assert "Example:" in done.stdout
+    shown = done.stdout.splitlines()
+    (example,) = [number for number, line in enumerate(shown) if "Example:" in line]
+    assert shown[example].startswith("  Example: aegis-store")
+    assert shown[example + 1] == ""  # not broken, so that it can be copied
+    assert " range>" not in done.stdout
+
+
+def test_the_help_of_demo_says_that_it_leaves_the_store_of_the_environment_alone(run: Run) -> None:
+    told = " ".join(run("demo", "--help").stdout.split())
+    assert "Without it aegis-demo.db here." in told
+    assert "nor the one that $AEGIS_STORE_URL names" in told
 
 
 def test_without_a_command_the_help_is_shown(run: Run) -> None:
     done = run()
     assert done.returncode == 0
     assert "inspect" in done.stdout
+    assert "..." not in done.stdout.partition("Commands:")[2]  # no summary is cut off
 
 
 def test_inspect_shows_the_store_at_a_glance(run: Run, filled: Path) -> None:
@@ -70,6 +84,14 @@ def test_inspect_a_session_shows_its_record(run: Run, filled: Path) -> None:
     done = run("inspect", "run-1", "--db", str(filled))
     assert "25, " in done.stdout
     assert "seq 1 to 25" in done.stdout
+
+
+def test_what_was_removed_last_is_told_with_its_reason(run: Run, filled: Path) -> None:
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.update_session("run-1", max_events=16)
+    assert re.search(
+        r"removed +9, .*, last [0-9: -]+ UTC \(max_events\)\n", run("inspect", "run-1", "--db", str(filled)).stdout
+    )
 
 
 def test_times_in_inspect_say_that_they_are_utc(run: Run, filled: Path) -> None:
@@ -104,6 +126,44 @@ def test_sessions_can_be_filtered_by_status(run: Run, filled: Path) -> None:
 
 def test_sessions_says_that_there_are_more(run: Run, filled: Path) -> None:
     assert "There are more" in run("sessions", "--limit", "1", "--db", str(filled)).stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("sessions", "The store holds no session."),
+        ("sessions --status failed", "No session has that status."),
+        ("tail", "The store holds no event."),
+    ],
+)
+def test_an_empty_store_is_told_in_a_sentence(run: Run, path: Path, command: str, told: str) -> None:
+    EventStore.open(path).close()
+    assert run(*command.split(), "--db", str(path)).stdout == f"{told}\n"
+    done = run(*command.split(), "--json", "--db", str(path))
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--type other", "No event of that type in the session."),
+        ("--type hook --after 25", "No event of that type after seq 25."),
+        ("--after 25", "No event after seq 25."),
+    ],
+)
+def test_no_event_is_told_in_a_sentence(run: Run, filled: Path, options: str, told: str) -> None:
+    assert run("events", "run-1", *options.split(), "--db", str(filled)).stdout == f"{told}\n"
+
+
+def test_json_that_is_not_all_says_so_beside_it(run: Run, filled: Path) -> None:
+    done = run("sessions", "--limit", "1", "--json", "--db", str(filled))
+    assert (len(lines(done.stdout)), done.stderr) == (1, "There are more: --limit 2 shows twice as many.\n")
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.update_session("run-1", max_events=5)
+    done = run("events", "run-1", "--limit", "2", "--json", "--db", str(filled))
+    assert [event["seq"] for event in lines(done.stdout)] == [21, 22]
+    assert done.stderr == "20 events before seq 21 were removed.\nThere are more, up to seq 25: go on with --after 22.\n"
+    assert run("events", "run-1", "--after", "22", "--json", "--db", str(filled)).stderr == ""
 
 
 def test_events_go_on_after_a_cursor(run: Run, filled: Path) -> None:
@@ -146,6 +206,23 @@ def test_tables_fit_80_columns(run: Run, filled: Path) -> None:
         assert max(map(len, lines_shown)) <= 80, arguments
 
 
+def test_long_names_wide_characters_and_large_numbers_fit_80_columns(run: Run, filled: Path) -> None:
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.create_session("s" * 512, metadata={"note": "日本語" * 100})
+    largest = ("--max-bytes", "4611686TB", "--max-total-bytes", "4611686TB")
+    told = {
+        ("inspect", "s" * 512): "日本語",
+        ("verify",): "All is well: 26 events of 3 sessions",
+        ("policy", "set", *largest): "changed",
+        ("policy", "set", "--max-bytes", "4611685TB"): "yes",
+    }
+    for arguments, part in told.items():
+        done = run(*arguments, "--db", str(filled))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert part in done.stdout
+        assert max(map(cell_len, done.stdout.splitlines())) <= 80, arguments
+
+
 def test_prune_shows_the_plan_and_removes_nothing(run: Run, filled: Path) -> None:
     done = run("prune", "--db", str(filled))
     assert "run-2" in done.stdout
@@ -165,8 +242,8 @@ def test_prune_with_yes_removes_what_it_showed(run: Run, filled: Path) -> None:
 def test_an_archive_directory_that_cannot_be_is_named_and_nothing_goes(run: Run, filled: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine\n")
     done = run("prune", "--yes", "--archive", "taken", "--json", "--db", str(filled))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "aegis-store: cannot write 'taken': a file stands there: name a directory\n"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'--archive': a file stands at 'taken': name a directory" in done.stderr
     with EventStore.open(filled, prune_on_open=False) as store:
         assert store.get_session("run-2").event_count == 1
 
@@ -314,21 +391,23 @@ def test_a_policy_that_cannot_be_is_refused_in_one_line(run: Run, filled: Path, 
 
 def test_the_help_says_how_sizes_and_durations_are_written(run: Run) -> None:
     told = " ".join(run("policy", "set", "--help").stdout.split())
-    for part in ("500MB, 2GiB", "30d, 12h, 90m, 45s; or 0", "none takes a limit away, unlimited the cap"):
+    for part in ("500MB, 2GiB", "30d, 12h, 90m, 45s; or 0, but for --max-age.", "none takes a limit away, unlimited the cap"):
         assert part in told
 
 
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
-        ("--max-events", "-1", "'unlimited'"),
-        ("--max-events", "0", "(or unlimited)"),
+        ("--max-events", "-1", "(or unlimited), not '-1'"),
+        ("--max-events", "0", "(or unlimited), not '0'"),
+        ("--max-events", "many", "'unlimited'"),
         ("--max-bytes", "12XB", "500MB or 2GiB; 'none' takes the limit away"),
-        ("--max-bytes", "0", "(or none)"),
-        ("--max-age", "soon", "30d, 12h, 90m, 45s or 0; 'none' takes the limit away"),
-        ("--max-age", "0", "max_age must be over 0 and at most 365,000 days, not 0:00:00"),
-        ("--max-age", "400000d", "not 400000 days, 0:00:00"),
-        ("--terminal-grace", "none", "30d, 12h, 90m, 45s or 0 "),
+        ("--max-bytes", "0", "(or none), not '0'"),
+        ("--max-age", "soon", "30d, 12h, 90m or 45s; 'none' takes the limit away"),
+        ("--max-age", "0", "'--max-age': must be over 0 and at most 365,000 days, not '0'"),
+        ("--max-age", "400000d", "not '400000d'"),
+        ("--terminal-grace", "none", "30d, 12h, 90m or 45s "),
+        ("--mode", "odd", "'--mode': must be 'enforce' or 'warn', not 'odd'"),
         ("--max-event-bytes", "1GiB", "payload_ref"),
     ],
 )
@@ -416,10 +495,83 @@ def test_a_wrong_path_is_one_line_and_an_exit_code(run: Run, tmp_path: Path, com
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("events run-1 --after -1", "--after must be a whole number from 0 to 9,223,372,036,854,775,807, not -1"),
+        ("events run-1 --type \t", "--type holds the control character"),
+        ("sessions --limit 0", "'--limit': must be 1 or more, not '0' "),
+        ("sessions --limit x", "'--limit': must be a whole number, not 'x' "),
+        ("inspect --db ", "'--db': a store needs a path or a URL, not ''"),
+        ("prune --yes --archive ", "'--archive': a directory needs a name, not ''"),
+        ("export .jsonl.gz", "the file needs a name before its suffix, not only '.jsonl.gz'"),
+        ("reclaim --max-seconds -1", "--max-seconds must be a number over 0, not -1"),
+        ("reclaim --free-ratio 2", "'--free-ratio': must be 1 or less, not '2' "),
+        ("bench --only foo", "'--only': 'foo' is not one of"),
+    ],
+)
+def test_a_value_that_cannot_be_is_told_as_it_was_given(run: Run, filled: Path, command: str, told: str) -> None:
+    done = run(*command.split(" "))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("events none", "no session 'none' in this store: `aegis-store sessions` lists those that there are"),
+        ("events run-1 --after 3", ": --skip-gap goes on with what is retained"),
+        ("events run-1 --after 99", ": read again from the start, without --after"),
+        ("inspect --db missing.db", "run `aegis-store upgrade --db PATH`"),
+    ],
+)
+def test_errors_say_what_an_operator_can_do(run: Run, filled: Path, command: str, told: str) -> None:
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.update_session("run-1", max_events=5)
+    done = run(*command.split())
+    assert told in done.stderr
+    assert not any(word in done.stderr for word in ("create_session", "on_gap", "cursor)"))
+
+
+def test_a_store_that_is_held_is_told_without_the_words_of_the_library(
+    filled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = [
+        StoreBusy(store="a.db", waited_ms=5000),
+        ReadOnlyStore(store="a.db"),
+        StoreBusy(store="a.db", waited_ms=0, detail="x"),
+    ]
+    said = []
+    for error in errors:
+        monkeypatch.setattr(EventStore, "open", Mock(side_effect=error))
+        monkeypatch.setattr(sys, "argv", ["aegis-store", "inspect"])
+        with pytest.raises(SystemExit):
+            main()
+        said.append(capsys.readouterr().err)
+    assert said == [
+        "aegis-store: store 'a.db' was held by another writer for 5,000 ms: try again\n",
+        "aegis-store: store 'a.db' is read-only here: run this as a user who may write it, its -wal and -shm files and its"
+        " directory\n",
+        "aegis-store: store 'a.db' x\n",
+    ]
+
+
 @pytest.mark.parametrize("arguments", [("evnts",), ("events",), ("sessions", "--limit", "0"), ("sessions", "--status", "odd")])
 def test_wrong_usage_is_one_line(run: Run, filled: Path, arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_a_driver_that_there_is_not_is_one_line_too(filled: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from aegis_store.cli import main; main()", "inspect", "--db", str(filled)],
+        env={**os.environ, driver.DRIVER_VARIABLE: "foo"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = "aegis-store: AEGIS_STORE_DRIVER must be sqlite3 or pysqlite3, not 'foo'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
 def test_a_pipe_that_closes_early_is_no_traceback(filled: Path, run: Run) -> None:

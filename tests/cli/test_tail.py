@@ -53,6 +53,13 @@ def lines(output: str) -> list[Any]:
     return [json.loads(line) for line in output.splitlines()]
 
 
+def test_a_session_without_events_is_told_in_a_sentence(run: Run, filled: Path) -> None:
+    with EventStore.open(filled, prune_on_open=False) as store:
+        store.create_session("empty")
+    assert run("tail", "empty", "--db", str(filled)).stdout == "The session holds no event.\n"
+    assert run("tail", "empty", "-n", "0", "--db", str(filled)).stdout == ""
+
+
 def line_of(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
     return process.stdout.readline()

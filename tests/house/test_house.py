@@ -3,6 +3,7 @@
 import ast
 import importlib
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -44,6 +45,15 @@ def test_every_error_of_the_tree_is_public_and_has_the_common_base() -> None:
     assert {error.__name__ for error in tree} <= set(aegis_store.__all__)
     drawn = set(re.findall(r"[├└]── (\w+)|^ {4}(AegisStoreError)$", errors.__doc__ or "", re.MULTILINE))
     assert {name for pair in drawn for name in pair if name} == {error.__name__ for error in tree}
+
+
+def test_an_error_says_what_happened_then_what_a_program_can_do_and_keeps_both_when_it_is_pickled() -> None:
+    found = errors.SessionNotFound(session_id="s")
+    busy = errors.StoreBusy(store="a.db", waited_ms=5, detail="is being compacted")
+    for error in (found, pickle.loads(pickle.dumps(found))):
+        assert (error.what, error.hint) == ("no session 's' in this store", "create_session or ensure_session makes it")
+        assert str(error) == f"{error.what}: {error.hint}"
+    assert (str(busy), busy.hint) == ("store 'a.db' is being compacted", None)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
