@@ -254,12 +254,14 @@ def _events(
         if checksum is not None and checksum != row_sum(session_id, *row):
             what = f"event {shown(seq)} of session {shown(session_id)}"
             raise damaged(conn, f"{what} is not what was written: its checksum differs")
-        if types is not None and type_ not in types:
+        if checksum is not None and types is not None and type_ not in types:
             continue
         try:
             payload = decode(text)
         except (ValueError, TypeError) as error:
             raise damaged(conn, f"payload of event {seq} of session {shown(session_id)}: {error}") from None
+        if types is not None and type_ not in types:  # it had no checksum: at least it is JSON
+            continue
         recorded_at = from_us(recorded_us)
         occurred_at = recorded_at if occurred_us == recorded_us else from_us(occurred_us)
         events.append(Event(session_id, seq, position, type_, payload, occurred_at, recorded_at, event_id, run_id, payload_ref))

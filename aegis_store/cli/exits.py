@@ -24,12 +24,6 @@ NOT_ALL_IMPORTED: Final = 7
 INTERRUPTED: Final = 130
 
 _CTRL_C_AGAIN_AFTER_S: Final = 0.01
-
-
-class Interrupted(Exception):
-    """Ctrl-C, and what the command has done until then."""
-
-
 _RULES: Final = {
     "int_parsing": "must be a whole number",
     "float_parsing": "must be a number",
@@ -37,6 +31,10 @@ _RULES: Final = {
     "less_than_equal": "must be {le:g} or less",
 }
 """What a value must be, by pydantic's names of what can be wrong."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C, and what the command has done until then."""
 
 
 def run() -> NoReturn:

@@ -55,7 +55,9 @@ def prune(
     history: Annotated[bool, typer.Option("--history", help="Show what earlier runs removed, newest first.")] = False,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, max=MAX_PRUNE_RUNS, help="How many runs --history shows; 20 if left out.", show_default=False),
+        typer.Option(
+            metavar="N", min=1, max=MAX_PRUNE_RUNS, help="How many runs --history shows; 20 if left out.", show_default=False
+        ),
     ] = None,
     db: Db = None,
     as_json: AsJson = False,

@@ -1,9 +1,10 @@
 """Running the command line as a user does: as a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -14,6 +15,17 @@ from aegis_store.cli import main
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 OUTPUTS = ("stdout", "stderr")
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """A command that was run in this very process leaves it deaf to Ctrl-C, and so would be its children."""
+    heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
+    hook = sys.unraisablehook
+    yield
+    sys.unraisablehook = hook
+    for number, handler in heard.items():
+        signal.signal(number, handler)
 
 
 def _run(directory: Path, environment: Mapping[str, str], outputs: Path, arguments: tuple[str, ...]) -> None:
