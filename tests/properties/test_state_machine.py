@@ -193,11 +193,11 @@ def opener(kind: str) -> Iterator[Open]:
 
 
 def outcome(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What it returns, or the error that it raises with its fields."""
+    """What it returns, or the error that it raises with its fields, its words aside."""
     try:
         return call(*args, **kwargs)
     except AegisStoreError as error:
-        return type(error), vars(error)
+        return type(error), {name: value for name, value in vars(error).items() if name not in ("what", "hint")}
 
 
 class StoreMachine(RuleBasedStateMachine):
