@@ -475,6 +475,20 @@ def test_maintenance_of_a_store_that_others_hold_goes_on_when_it_is_free(
     assert store.health().maintenance_error is None
 
 
+def test_a_claim_that_could_not_be_given_back_is_no_one_elses(
+    open_store: OpenStore, turns: Turns, shell: sqlite3.Connection
+) -> None:
+    store = open_store(maintain_every=SHORT)
+    turns.wait_for(1)
+    assert store._maintenance is not None
+    set_claim(shell, store._maintenance._me, now_us())
+    started = time.monotonic()
+    add(store, "s", COUNT, "closed")
+    turns.wait_for(3)
+    assert counts(store) == {"s": 0}
+    assert time.monotonic() - started < 30  # and not after the minute in which others take it for dead
+
+
 # Closing
 
 

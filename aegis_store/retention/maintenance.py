@@ -110,7 +110,8 @@ class Maintenance:
 
     def _claim(self, conn: Connection, every_us: int) -> bool:
         now = now_us()
-        nobody = or_(store.c.maintainer.is_(None), _silent_since(now, _LEASE_US))
+        # (A claim of its own is one that it could not give back, since the store was busy or the disk full then.)
+        nobody = or_(store.c.maintainer.is_(None), store.c.maintainer == self._me, _silent_since(now, _LEASE_US))
         due = or_(store.c.maintained_at.is_(None), _silent_since(now, every_us), store.c.maintainer.is_not(None))
         claim = update(store).where(nobody, due).values(maintainer=self._me, maintained_at=now)
         return conn.execute(claim).rowcount == 1
