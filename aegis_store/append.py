@@ -117,7 +117,7 @@ def prepare(
     parameters["checksum"] = content_sum(
         given["session_id"],
         given["type"],
-        text,
+        text.encode(),
         occurred_us,
         recorded_us,
         given["event_id"],

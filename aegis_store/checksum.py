@@ -11,6 +11,7 @@ proves damage, not malice: who can write the file can write a checksum.
 Events of a store before schema 0003, or written with a plain SQL shell, have none and are not checked.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 from zlib import crc32
 
@@ -29,14 +30,13 @@ LAST_POSITION_SQL: Final = (
 NEXT_SUM_SQL: Final = f":checksum + 3 * (last_seq + 1) + 5 * ({LAST_POSITION_SQL} + 1) + 7 * total_bytes + {STORE_NUMBER_SQL}"
 """The checksum of a session's next event, in a statement over the session's row that gives it the next position."""
 
-
 _NONE: Final = "\1"
 
 
 def content_sum(
     session_id: str,
     type_: str,
-    payload: str,
+    payload: bytes,
     occurred_us: int,
     recorded_us: int,
     event_id: str | None,
@@ -48,32 +48,34 @@ def content_sum(
         head = session_id + "\0" + type_
     else:
         head = "\0".join((session_id, type_, *(_NONE if text is None else text for text in (event_id, run_id, payload_ref))))
-    return crc32(payload.encode(), crc32(head.encode())) + 11 * occurred_us + 13 * recorded_us
+    return crc32(payload, crc32(head.encode())) + 11 * occurred_us + 13 * recorded_us
 
 
-def row_sum(
-    session_id: str,
-    seq: int,
-    position: int,
-    type_: str,
-    payload: str,
-    occurred_us: int,
-    recorded_us: int,
-    event_id: str | None,
-    run_id: str | None,
-    payload_ref: str | None,
-    bytes_before: int,
-    store_number: int,
-) -> int | None:
-    """What the checksum of a stored event must be. None where a column holds another type than is ever written."""
+def row_sum(session_id: str, row: Sequence[Any]) -> Any:
+    """What the checksum, the last of these columns, must be. None where one of them holds what is never written.
+
+    `row`: seq, position, type, payload (its bytes), occurred_at, recorded_at, event_id, run_id, payload_ref, bytes_before,
+    the store's number, checksum.
+    """
+    seq, position, type_, payload, occurred_us, recorded_us, event_id, run_id, payload_ref, bytes_before, number, _ = row
     try:
         content = content_sum(session_id, type_, payload, occurred_us, recorded_us, event_id, run_id, payload_ref)
-        return content + 3 * seq + 5 * position + 7 * bytes_before + store_number
-    except (TypeError, AttributeError):
+        return content + 3 * seq + 5 * position + 7 * bytes_before + number
+    except TypeError:
         return None
 
 
-def sum_of(session_id: str, row: Any) -> int | None:
-    """The same of a row of the table `event`, read together with `STORE_NUMBER`."""
-    words = (row.event_id, row.run_id, row.payload_ref, row.bytes_before, row.store_number)
-    return row_sum(session_id, row.seq, row.position, row.type, row.payload, row.occurred_at, row.recorded_at, *words)
+SUMMED: Final = ("seq", "position", "type", "payload", "occurred_at", "recorded_at", "event_id", "run_id", "payload_ref")
+"""The columns with which such a row begins; `bytes_before`, `STORE_NUMBER` and `checksum` follow."""
+
+
+def event_is_intact(session_id: str, row: Any) -> bool:
+    """Whether a row of the table `event`, read together with `STORE_NUMBER`, is what was written; without a checksum it is."""
+    return row.checksum is None or row.checksum == row_sum(session_id, summed_of(row))
+
+
+def summed_of(row: Any) -> list[Any]:
+    """The columns that `row_sum` takes of a row of the table `event`, read together with `STORE_NUMBER`."""
+    columns = [getattr(row, name) for name in (*SUMMED, "bytes_before", "store_number", "checksum")]
+    columns[3] = columns[3].encode() if isinstance(columns[3], str) else None
+    return columns

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 from sqlalchemy import Row
 
 from aegis_store import payload as payloads
-from aegis_store.checksum import sum_of
+from aegis_store.checksum import event_is_intact
 from aegis_store.draft import Draft, path_of
 from aegis_store.errors import FileUnavailable, StoreCorrupt, shown
 from aegis_store.events import Json, from_us
@@ -139,7 +139,7 @@ class LinesWriter:
         self.events += 1
 
     def _check_sum(self, row: Row[Any], session_id: str) -> None:
-        if row.checksum is not None and row.checksum != sum_of(session_id, row):
+        if not event_is_intact(session_id, row):
             raise self._corrupt(f"event {row.seq} of session {shown(session_id)} is not what was written: its checksum differs")
 
     def _time(self, us: int | None) -> str | None:

@@ -4,36 +4,34 @@ Each page is one short snapshot, found through an index at both ends, so it cost
 """
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
 from typing import Any, Final, Literal, NamedTuple, cast
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, literal_column, select
 
 from aegis_store import payload as payloads
 from aegis_store import sessions
-from aegis_store.checksum import LAST_POSITION_SQL, STORE_NUMBER, row_sum
+from aegis_store.checksum import LAST_POSITION_SQL, STORE_NUMBER, SUMMED, row_sum, summed_of
 from aegis_store.connections import driver_text
 from aegis_store.errors import CursorAhead, EventsTruncated, InvalidEvent, InvalidInput, SessionNotFound, shown
 from aegis_store.events import Event, Page, checked_count, checked_text, from_us
 from aegis_store.record_copy import intact
 from aegis_store.schema import event, session, store
 from aegis_store.settings import FILTERED_SCAN_EVENTS, MAX_PAGE_EVENTS, MAX_TYPES
-from aegis_store.sqlite_errors import damaged
+from aegis_store.sqlite_errors import check_intact, damaged
 
 OnGap = Literal["raise", "skip"]
 
 _MAX_CURSOR: Final = 2**63 - 1
 
-# What an event is made of, in the order in which `_events` takes it.
-_COLUMNS: Final = tuple(
-    event.c[name]
-    for name in (
-        "checksum",  # and what goes into it, in its order
-        *("seq", "position", "type", "payload", "occurred_at", "recorded_at", "event_id", "run_id", "payload_ref"),
-        "bytes_before",
-    )
+# What an event is made of, in the order in which `row_sum` takes it. The payload in bytes, of which the checksum is one.
+_READ: Final = (
+    *(literal_column("CAST(event.payload AS BLOB)") if name == "payload" else event.c[name] for name in SUMMED),
+    *(event.c.bytes_before, STORE_NUMBER, event.c.checksum),
 )
-_READ: Final = (*_COLUMNS, STORE_NUMBER)
+
 # They go to the driver as text, and come back as its rows: SQLAlchemy's take more time than decoding the payloads.
 _LIMITED: Final = "{} LIMIT :most"
 _PAGE: Final = _LIMITED.format(
@@ -84,10 +82,12 @@ def page(
     # Filtering looks at a bounded stretch, found or not, so that a rare type does not make a page a scan. It is done here,
     # after each event was checked: SQLite would pass over one whose type is damaged.
     stop = min(place.last_seq, start + (limit if wanted is None else FILTERED_SCAN_EVENTS))
-    rows = _fetched(conn, _PAGE, {"key": place.key, "start": start, "stop": stop, "most": stop - start})
-    if [row[1] for row in rows] != list(range(start + 1, stop + 1)):
-        raise damaged(conn, f"events between {start + 1} and {stop} of session {shown(session_id)} are not all there, in order")
-    events = _events(conn, session_id, rows, wanted)[:limit]
+    bounds = {"key": place.key, "start": start, "stop": stop, "most": stop - start}
+    if wanted is None:
+        events = list(_events(conn, session_id, _in_order(conn, session_id, _fetched(conn, _PAGE, bounds), start, stop)))
+    else:
+        with closing(_rows(conn, _PAGE, bounds)) as rows:
+            events = list(islice(_events(conn, session_id, _in_order(conn, session_id, rows, start, stop), wanted), limit))
     seen = events[-1].seq if len(events) == limit else stop
     return Page(
         events=events,
@@ -116,8 +116,7 @@ def place_of(conn: Connection, session_id: str, *, after_seq: int | None, skips:
     if not found:
         raise SessionNotFound(session_id=session_id)
     row = Place(*found[0])
-    if not row.intact:
-        raise damaged(conn, f"the record of session {shown(session_id)} is not what was written")
+    check_intact(conn, row.intact, f"session {shown(session_id)}")
     oldest = row.first_seq - 1
     after: int = oldest if after_seq is None else checked_cursor("after_seq", after_seq)
     if after > row.last_seq:
@@ -141,10 +140,11 @@ def page_of_all(conn: Connection, *, after_position: int | None, limit: int, on_
     if after_position is not None:
         check_position(conn, checked_cursor("after_position", after_position), skips=skips)
     start = after_position or 0
-    events, keys = [], {}
+    events: list[Event] = []
+    keys = {}
     for *row, key, session_id in _fetched(conn, _PAGE_OF_ALL, {"start": start, "most": limit}):
         if key is None:
-            raise damaged(conn, f"the event at position {row[2]} belongs to no session")
+            raise damaged(conn, f"the event at position {row[1]} belongs to no session")
         events += _events(conn, session_id, [row])
         keys[session_id] = key
     _check_nothing_is_missing(conn, start, events, keys, end=_MAX_CURSOR if len(events) < limit else events[-1].position)
@@ -187,8 +187,7 @@ class _Removed(NamedTuple):
 def _removed(conn: Connection) -> _Removed:
     found = _fetched(conn, _REMOVED, {})
     removed = _Removed(*found[0]) if found else _Removed(0, None, None, False)
-    if not removed.intact:
-        raise damaged(conn, "the record of the policy and of what was removed is not what was written")
+    check_intact(conn, removed.intact, "the policy and of what was removed")
     return removed
 
 
@@ -235,40 +234,64 @@ def checked_types(types: Collection[str] | None) -> list[str] | None:
     return [checked_text("types", type_, InvalidEvent) for type_ in types]
 
 
+def _rows(conn: Connection, sql: str, parameters: dict[str, Any]) -> Generator[tuple[Any, ...]]:
+    """The driver's rows, one by one: what is passed over takes no memory. Close it before the transaction ends."""
+    result = conn.exec_driver_sql(sql, parameters)
+    try:
+        yield from cast(Any, result.cursor)
+    finally:
+        result.close()
+
+
 def _fetched(conn: Connection, sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """The driver's rows."""
+    """The driver's rows, all at once."""
     result = conn.exec_driver_sql(sql, parameters)
     rows: Any = result.cursor.fetchall()
     result.close()
     return cast(list[tuple[Any, ...]], rows)
 
 
+def _in_order(
+    conn: Connection, session_id: str, rows: Iterable[tuple[Any, ...]], start: int, stop: int
+) -> Iterator[tuple[Any, ...]]:
+    """The rows of a session's events after `start` up to `stop`. `StoreCorrupt` where one is missing."""
+    seq = start
+    for row in rows:
+        seq += 1
+        if row[0] != seq:
+            break
+        yield row
+    else:
+        if seq == stop:
+            return
+        seq += 1
+    raise damaged(conn, f"event {seq} of session {shown(session_id)} is missing, or not in its place")
+
+
 def _events(
     conn: Connection, session_id: str, rows: Iterable[Sequence[Any]], types: Collection[str] | None = None
-) -> list[Event]:
+) -> Iterator[Event]:
     """Rows of `_READ` as events, those of these types. `StoreCorrupt` if one, of whatever type, is not what was written."""
     decode = payloads.decode
-    events = []
-    for checksum, *row in rows:
-        seq, position, type_, text, occurred_us, recorded_us, event_id, run_id, payload_ref, _, _ = row
-        if checksum is not None and checksum != row_sum(session_id, *row):
+    for row in rows:
+        seq, position, type_, encoded, occurred_us, recorded_us, event_id, run_id, payload_ref, _, _, checksum = row
+        if checksum is not None and checksum != row_sum(session_id, row):
             what = f"event {shown(seq)} of session {shown(session_id)}"
             raise damaged(conn, f"{what} is not what was written: its checksum differs")
         if checksum is not None and types is not None and type_ not in types:
             continue
         try:
-            payload = decode(text)
-        except (ValueError, TypeError) as error:
+            payload = decode(encoded.decode())
+        except (ValueError, AttributeError) as error:
             raise damaged(conn, f"payload of event {seq} of session {shown(session_id)}: {error}") from None
         if types is not None and type_ not in types:  # it had no checksum: at least it is JSON
             continue
         recorded_at = from_us(recorded_us)
         occurred_at = recorded_at if occurred_us == recorded_us else from_us(occurred_us)
-        events.append(Event(session_id, seq, position, type_, payload, occurred_at, recorded_at, event_id, run_id, payload_ref))
-    return events
+        yield Event(session_id, seq, position, type_, payload, occurred_at, recorded_at, event_id, run_id, payload_ref)
 
 
 def event_of(conn: Connection, session_id: str, row: Any) -> Event:
     """A row of the table `event`, read with `STORE_NUMBER`, as an `Event`. `StoreCorrupt` if it is not what was written."""
-    (found,) = _events(conn, session_id, [[getattr(row, column.name) for column in _READ]])
+    (found,) = _events(conn, session_id, [summed_of(row)])
     return found

@@ -50,7 +50,7 @@ from aegis_store.events import (
 from aegis_store.record_copy import intact
 from aegis_store.schema import NAMED, NO_CAP, event, session, tombstone
 from aegis_store.settings import MAX_PAGE_EVENTS
-from aegis_store.sqlite_errors import damaged
+from aegis_store.sqlite_errors import check_intact, damaged
 
 _FIRST: Final = event.alias("first")
 _REMOVED_BYTES: Final = func.coalesce(_FIRST.c.bytes_before, session.c.total_bytes).label("removed_bytes")
@@ -94,14 +94,8 @@ def row_of(conn: Connection, session_id: str) -> Row[Any]:
     row = conn.execute(_ROW, {"name": known_id(session_id)}).one_or_none()
     if row is None:
         raise SessionNotFound(session_id=session_id)
-    check_intact(conn, row)
+    check_intact(conn, row.intact, f"session {shown(row.session_id)}")
     return row
-
-
-def check_intact(conn: Connection, row: Row[Any]) -> None:
-    """`StoreCorrupt` if a record, read together with `intact`, is not what was written."""
-    if not row.intact:
-        raise damaged(conn, f"the record of session {shown(row.session_id)} is not what was written")
 
 
 def check_first(conn: Connection, row: Row[Any]) -> None:
@@ -158,7 +152,7 @@ def after_tombstone(conn: Connection, record: Mapping[str, Any]) -> dict[str, An
     buried = conn.execute(query).one_or_none()
     if buried is None:
         return {}
-    check_intact(conn, buried)
+    check_intact(conn, buried.intact, f"session {shown(buried.session_id)}")
     if (buried.tenant, buried.owner) != (record["tenant"], record["owner"]):
         raise SessionExists(session_id=record["session_id"])
     return {
@@ -308,7 +302,7 @@ def _record(conn: Connection, row: Row[Any]) -> Session:
     def moment(us: int | None) -> datetime | None:
         return None if us is None else from_us(us)
 
-    check_intact(conn, row)
+    check_intact(conn, row.intact, f"session {shown(row.session_id)}")
     check_first(conn, row)
     try:
         metadata = payload.decode(row.metadata)

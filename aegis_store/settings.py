@@ -134,3 +134,6 @@ ARCHIVE_FILE_EVENTS: Final = 20_000
 
 # Creating a store takes about 0.1 s. A temporary file that old was left behind by a process that died.
 ORPHAN_AGE_S: Final = 600.0
+
+# An import of gigabytes takes some minutes. A directory of notes that old was left behind by one that died.
+SCRATCH_AGE_S: Final = 3600.0

@@ -29,6 +29,12 @@ def damaged(conn: Connection, detail: str) -> StoreCorrupt:
     return StoreCorrupt(store=conn.get_execution_options()["store"], detail=detail)
 
 
+def check_intact(conn: Connection, is_intact: bool, record: str) -> None:
+    """`StoreCorrupt` if a record, read together with `record_copy.intact`, is not what was written."""
+    if not is_intact:
+        raise damaged(conn, f"the record of {record} is not what was written")
+
+
 # The driver of the wheel reports no extended result codes, so the messages of SQLite, the same for decades, have to serve.
 _BUSY: Final = ("database is locked", "database table is locked", "database schema is locked", "locking protocol")
 _FULL: Final = ("database or disk is full", "No space left", "Disk quota exceeded", "File too large")

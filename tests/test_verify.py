@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
@@ -229,3 +230,43 @@ def test_a_page_of_the_whole_store_that_hides_an_event_is_damage(store: EventSto
     without_triggers(shell, lambda: shell.execute("DELETE FROM event WHERE position = 20"))
     with pytest.raises(StoreCorrupt, match="after position 19"):
         store.read_all(limit=100, after_position=9)
+
+
+LARGE = 500_000
+
+
+@pytest.fixture
+def large(store: EventStore) -> EventStore:
+    """A session whose payloads take 50 MB together, and then a small event of another type."""
+    store.create_session("large")
+    for number in range(100):
+        store.append("large", "large", {"n": number, "text": "x" * LARGE})
+    store.append("large", "small", 1)
+    return store
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_verify_holds_one_payload_at_a_time(large: EventStore) -> None:
+    assert peak_bytes(lambda: large.verify()) < 10 * LARGE
+
+
+def test_a_page_that_filters_holds_one_payload_at_a_time_of_what_it_passes_over(large: EventStore) -> None:
+    found: list[int] = []
+    assert peak_bytes(lambda: found.extend(e.seq for e in large.read("large", types=["small"]).events)) < 10 * LARGE
+    assert found == [101]
+
+
+def test_a_page_that_filters_looks_no_further_than_it_must(large: EventStore, shell: sqlite3.Connection) -> None:
+    """What lies behind the last event that it gives is not read."""
+    without_triggers(shell, lambda: shell.execute("UPDATE event SET type = 'other' WHERE seq = 50"))
+    assert [event.seq for event in large.read("large", types=["large"], limit=5).events] == [1, 2, 3, 4, 5]
+    with pytest.raises(StoreCorrupt, match="event 50"):
+        large.read("large", types=["large"], limit=60)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, Select, and_
 
-from aegis_store.errors import InvalidInput
+from aegis_store.errors import InvalidInput, shown
 from aegis_store.events import from_us, to_us
 from aegis_store.retention import budget
 from aegis_store.retention.history import SESSION_ROW, over_bytes, state_of
@@ -13,7 +13,7 @@ from aegis_store.retention.limits import policy_in_force
 from aegis_store.retention.plan import PrunePlan, Truncation, truncation_of
 from aegis_store.retention.policy import RetentionPolicy, moment_before
 from aegis_store.schema import AGEING, FORGETTABLE, OVERSIZE, PRUNABLE, session
-from aegis_store.sessions import check_intact
+from aegis_store.sqlite_errors import check_intact
 
 
 def plan(conn: Connection, now: datetime | None, policy: RetentionPolicy | None = None) -> PrunePlan:
@@ -54,7 +54,7 @@ def decide(conn: Connection, policy: RetentionPolicy, now: datetime, *, in_force
     found = {row.id: row for query in work_queries(policy, now, in_force=in_force) for row in conn.execute(query)}
     decided = Decided({}, [])
     for row in sorted(found.values(), key=lambda row: (row.ended_at is None, row.ended_at or 0, row.id)):
-        check_intact(conn, row)
+        check_intact(conn, row.intact, f"session {shown(row.session_id)}")
         truncation = _truncation(conn, policy, now, row)
         if truncation is None:
             decided.settled.append(row.id)

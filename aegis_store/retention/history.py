@@ -14,8 +14,7 @@ from aegis_store.events import Status, from_us, to_us
 from aegis_store.record_copy import intact
 from aegis_store.retention.policy import SessionState
 from aegis_store.schema import event, session
-from aegis_store.sessions import check_intact
-from aegis_store.sqlite_errors import damaged
+from aegis_store.sqlite_errors import check_intact, damaged
 
 # All of a session's row but its metadata, which may be 64 KiB and decides nothing; and whether it is intact.
 SESSION_ROW: Final[Select[Any]] = select(
@@ -47,7 +46,7 @@ def session_row(conn: Connection, key: int) -> Row[Any] | None:
     """The row of that session, without its metadata; None if it is gone. `StoreCorrupt` if it is not what was written."""
     row = conn.execute(_BY_KEY, {"key": key}).one_or_none()
     if row is not None:
-        check_intact(conn, row)
+        check_intact(conn, row.intact, f"session {shown(row.session_id)}")
     return row
 
 

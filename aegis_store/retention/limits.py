@@ -22,15 +22,14 @@ from aegis_store.retention.truncate import let_writers_through, truncate_slice
 from aegis_store.schema import NAMED, NO_CAP, session, store
 from aegis_store.sessions import cap_of, change, row_of, stored_cap
 from aegis_store.settings import PRUNE_SLICE_EVENTS
-from aegis_store.sqlite_errors import damaged
+from aegis_store.sqlite_errors import check_intact
 
 _POLICY: Final = select(store, intact("store"))
 
 
 def policy_in_force(conn: Connection) -> RetentionPolicy:
     row = conn.execute(_POLICY).one()
-    if not row.intact:
-        raise damaged(conn, "the record of the policy and of what was removed is not what was written")
+    check_intact(conn, row.intact, "the policy and of what was removed")
     return RetentionPolicy(
         max_events=cap_of(row.max_events),
         max_bytes=row.max_bytes,

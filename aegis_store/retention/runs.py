@@ -17,7 +17,7 @@ from aegis_store.retention.truncate import Removed
 from aegis_store.schema import prune_run
 from aegis_store.sessions import now_us
 from aegis_store.settings import MAX_PRUNE_RUNS
-from aegis_store.sqlite_errors import damaged
+from aegis_store.sqlite_errors import check_intact
 
 Trigger = Literal["startup", "maintenance", "api", "cli"]
 
@@ -130,8 +130,7 @@ def history(conn: Connection, limit: int) -> list[PruneRun]:
     checked_count("limit", limit, 1, MAX_PRUNE_RUNS)
     rows = conn.execute(select(prune_run, intact("prune_run")).order_by(prune_run.c.id.desc()).limit(limit)).all()
     for row in rows:
-        if not row.intact:
-            raise damaged(conn, f"the record of run {row.id} is not what was written")
+        check_intact(conn, row.intact, f"run {row.id} of a prune")
     return [
         PruneRun(
             id=row.id,

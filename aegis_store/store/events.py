@@ -70,7 +70,7 @@ class Events(OpenStore):
         events after it were removed, `EventsTruncated` is raised, or with `on_gap="skip"` the page starts at `first_seq` and
         `missed` counts them. A cursor beyond the last event raises `CursorAhead`.
 
-        With `types` a page looks at 10,000 events at the most: it may come back short, even empty, with `has_more`; go on
+        With `types` a page looks at 1,000 events at the most: it may come back short, even empty, with `has_more`; go on
         from `next_after_seq`. A page is one snapshot. Raises `SessionNotFound`, `InvalidInput`.
         """
         with self._db.read() as conn:

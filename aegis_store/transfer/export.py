@@ -12,7 +12,8 @@ from aegis_store.errors import InvalidInput, shown
 from aegis_store.events import Json
 from aegis_store.lines import LinesWriter
 from aegis_store.schema import event, session
-from aegis_store.sessions import RECORD, check_intact, row_of
+from aegis_store.sessions import RECORD, row_of
+from aegis_store.sqlite_errors import check_intact
 
 OnEvents = Callable[[int, int], None]
 """Called with (events written, events to write)."""
@@ -80,7 +81,7 @@ def _checked_ids(session_ids: Collection[str]) -> Collection[str]:
 def _write_store(conn: Connection, out: LinesWriter, progress: "_Progress") -> None:
     with conn.execute(_RECORD.order_by(session.c.id)) as records:
         for record in records:
-            check_intact(conn, record)
+            check_intact(conn, record.intact, f"session {shown(record.session_id)}")
             out.session(record, record.first_seq, record.last_seq, record.removed_bytes)
     with conn.execute(select(event, STORE_NUMBER, _SESSION_ID.label("session_id")).order_by(event.c.position)) as rows:
         for row in rows:
@@ -93,7 +94,7 @@ def _write_store(conn: Connection, out: LinesWriter, progress: "_Progress") -> N
 def _write_sessions(conn: Connection, out: LinesWriter, ids: list[int], progress: "_Progress") -> None:
     for number in ids:
         record = conn.execute(_RECORD.where(session.c.id == number)).one()
-        check_intact(conn, record)
+        check_intact(conn, record.intact, f"session {shown(record.session_id)}")
         out.session(record, record.first_seq, record.last_seq, record.removed_bytes)
         with conn.execute(select(event, STORE_NUMBER).where(event.c.session == number).order_by(event.c.seq)) as rows:
             for row in rows:

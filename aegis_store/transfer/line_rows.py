@@ -16,9 +16,6 @@ from aegis_store.transfer.standing import Refused, moment_of
 BATCH_LINES: Final = 500
 BATCH_BYTES: Final = 4 * 1024 * 1024
 
-# What `content_sum` takes, in its order.
-_SUMMED: Final = ("session_id", "type", "payload", "occurred_at", "recorded_at", "event_id", "run_id", "payload_ref")
-
 
 @dataclass(frozen=True, slots=True)
 class Ready:
@@ -123,6 +120,8 @@ def _prepared(line: EventLine) -> append.Prepared:
         recorded_at,
     )
     text = line.payload_text
-    parameters = prepared.parameters | {"payload": text}
-    parameters["checksum"] = content_sum(*(parameters[name] for name in _SUMMED))
-    return prepared._replace(payload=None, payload_bytes=len(text.encode()), parameters=parameters)
+    encoded, given = text.encode(), prepared.parameters
+    times, ids = (given["occurred_at"], given["recorded_at"]), (given["event_id"], given["run_id"], given["payload_ref"])
+    checksum = content_sum(given["session_id"], given["type"], encoded, *times, *ids)
+    parameters = {**given, "payload": text, "checksum": checksum}
+    return prepared._replace(payload=None, payload_bytes=len(encoded), parameters=parameters)

@@ -10,10 +10,10 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any, Final
 
 from aegis_store import driver
+from aegis_store.settings import SCRATCH_AGE_S
 from aegis_store.sqlite_errors import errors_of
 
 _PREFIX: Final = "aegis-store-import-"
-_ORPHAN_AGE_S: Final = 3600.0
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def scratch(what: str) -> Iterator[Any]:
 
 def _sweep(temporary: str) -> None:
     """Remove what imports that were killed have left. One that is at work all the same holds its file open, and goes on."""
-    oldest = time.time() - _ORPHAN_AGE_S
+    oldest = time.time() - SCRATCH_AGE_S
     # Not to be able to look, or to meet another import that sweeps, keeps no import from its work.
     with suppress(OSError), os.scandir(temporary) as entries:
         for entry in entries:

@@ -1,13 +1,13 @@
 """What only we know of a store: each session's events are one range, in order, as they were written, and its counters agree."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy import Connection, Row, bindparam, func, select
 
 from aegis_store import payload as payloads
-from aegis_store.checksum import STORE_NUMBER, sum_of
+from aegis_store.checksum import STORE_NUMBER, event_is_intact
 from aegis_store.errors import StoreCorrupt, shown
 from aegis_store.events import from_us
 from aegis_store.read import last_position
@@ -25,7 +25,7 @@ _EVENTS: Final = (
     .order_by(event.c.seq)
     .limit(_EVENTS_AT_ONCE)
 )
-_LIMITS: Final = select(store.c.max_events, store.c.max_bytes)
+_MAX_EVENTS: Final = select(store.c.max_events)
 
 
 class Readable(Protocol):
@@ -79,14 +79,6 @@ class _Last(NamedTuple):
     end_bytes: int
 
 
-class _Stretch(NamedTuple):
-    """What one snapshot shows of a session: its row, the store's limits, its next events."""
-
-    row: Row[Any]
-    limits: Any
-    events: Sequence[Row[Any]]
-
-
 class SessionCheck:
     """One session, looked at a stretch at a time. Writers and prunes go on meanwhile: what they remove is passed over."""
 
@@ -101,36 +93,37 @@ class SessionCheck:
     def stretches(self) -> Iterator[list[Problem]]:
         """The problems of the record and of the events, as they are met."""
         try:
-            while (stretch := self._read()) is not None:
-                row, limits, events = stretch
-                problems = [] if self._last else list(self._of_record(row, limits))
-                problems += self._of_events(row, events)
-                is_over = len(events) < _EVENTS_AT_ONCE
-                if is_over:
-                    problems += self._of_end(row)
+            while True:
+                before = self.events
+                with self._db.read() as conn:
+                    problems = list(self._stretch(conn))
                 yield problems
-                if is_over:
+                if self.events - before < _EVENTS_AT_ONCE:
                     return
         except StoreCorrupt as error:
             where = self._last.seq + 1 if self._last else None
             yield [Problem("structure", f"it cannot be read from here on: {error.detail}", self._name, where)]
 
-    def _read(self) -> "_Stretch | None":
-        with self._db.read() as conn:
-            row = conn.execute(_SESSION, {"key": self._key}).one_or_none()
-            if row is None:  # deleted meanwhile
-                return None
-            self._name = row.session_id
-            start = max(self._last.seq + 1, row.first_seq) if self._last else row.first_seq
-            if self._last is not None and start != self._last.seq + 1:
-                self._last = None  # what lay between was removed meanwhile
-            events = conn.execute(_EVENTS, {"key": self._key, "start": start}).all()
-            return _Stretch(row, conn.execute(_LIMITS).one(), events)
+    def _stretch(self, conn: Connection) -> Iterator[Problem]:
+        """What one snapshot shows of the session: its record, and its next events, one by one."""
+        row = conn.execute(_SESSION, {"key": self._key}).one_or_none()
+        if row is None:  # deleted meanwhile
+            return
+        self._name = row.session_id
+        if self._last is None:
+            yield from self._of_record(row, conn.execute(_MAX_EVENTS).scalar_one())
+        elif row.first_seq > self._last.seq + 1:
+            self._last = None  # what lay between was removed meanwhile
+        start, before = self._last.seq + 1 if self._last else row.first_seq, self.events
+        with conn.execute(_EVENTS, {"key": self._key, "start": start}) as events:
+            yield from self._of_events(row, events)
+        if self.events - before < _EVENTS_AT_ONCE:
+            yield from self._of_end(row)
 
-    def _of_record(self, row: Row[Any], limits: Row[Any]) -> Iterator[Problem]:
+    def _of_record(self, row: Row[Any], max_events: int) -> Iterator[Problem]:
         if not row.intact:
             yield self._problem("record", "its record is not what was written")
-        held, cap = row.last_seq - row.first_seq + 1, limits.max_events if row.max_events is None else row.max_events
+        held, cap = row.last_seq - row.first_seq + 1, max_events if row.max_events is None else row.max_events
         if row.session_id is not None and held > cap:
             yield self._problem("record", f"it holds {held:,} events, and its cap is {cap:,}")
         if held and row.oldest_at is None:
@@ -142,7 +135,7 @@ class SessionCheck:
         except ValueError as error:
             yield self._problem("record", f"its metadata is no JSON: {error}")
 
-    def _of_events(self, row: Row[Any], events: Sequence[Row[Any]]) -> Iterator[Problem]:
+    def _of_events(self, row: Row[Any], events: Iterable[Row[Any]]) -> Iterator[Problem]:
         for each in events:
             last = self._last
             expected = last.seq + 1 if last else row.first_seq
@@ -157,7 +150,7 @@ class SessionCheck:
     def _of_event(self, row: Row[Any], each: Row[Any], last: _Last | None) -> Iterator[Problem]:
         if each.checksum is None:
             self.without_checksum += 1
-        elif row.session_id is not None and each.checksum != sum_of(row.session_id, each):
+        elif row.session_id is not None and not event_is_intact(row.session_id, each):
             yield self._problem("event", "it is not what was written: its checksum differs", each.seq)
             return
         try:

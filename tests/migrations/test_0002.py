@@ -28,6 +28,7 @@ from aegis_store import (
 )
 from aegis_store.events import EPOCH
 from aegis_store.target import Target
+from aegis_store.triggers import SQLITE_TRIGGERS
 from tests.migrations.test_migrations import (
     alembic,
     connect,
@@ -473,7 +474,7 @@ def script() -> str:
 
 
 def test_the_move_as_sql_contains_every_trigger(script: str) -> None:
-    for name, text in schema._SQLITE_TRIGGERS.items():
+    for name, text in SQLITE_TRIGGERS.items():
         assert " ".join(text.split()) in " ".join(script.split()), name
 
 

@@ -22,6 +22,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from aegis_store import EventStore, NewEvent, SchemaMismatch, StoreUnavailable, driver, migrate, schema
 from aegis_store.target import Target
+from aegis_store.triggers import SQLITE_TRIGGERS
 from aegis_store.verify.structure import Shape, shape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -270,10 +271,10 @@ def test_the_comparison_sees_tables_indexes_and_triggers(shape_in_code: Shape) -
     names = {kind: {name for found, name in shape_in_code if found == kind} for kind in ("table", "index", "trigger")}
     assert names["table"] >= {"store", "session", "event", "tombstone", "prune_run"}
     assert names["index"] == set(INDEXES)
-    assert names["trigger"] == set(schema._SQLITE_TRIGGERS)
+    assert names["trigger"] == set(SQLITE_TRIGGERS)
 
 
-@pytest.mark.parametrize("trigger", schema._SQLITE_TRIGGERS)
+@pytest.mark.parametrize("trigger", SQLITE_TRIGGERS)
 def test_the_comparison_notices_that_a_trigger_was_dropped(path: Path, trigger: str) -> None:
     before = shape_of_file(path)
     with closing(connect(path)) as connection:
@@ -281,10 +282,10 @@ def test_the_comparison_notices_that_a_trigger_was_dropped(path: Path, trigger: 
     assert differences(shape_of_file(path), before) == {("trigger", trigger)}
 
 
-@pytest.mark.parametrize("trigger", schema._SQLITE_TRIGGERS)
+@pytest.mark.parametrize("trigger", SQLITE_TRIGGERS)
 def test_the_comparison_notices_that_a_trigger_was_changed(path: Path, trigger: str) -> None:
     before = shape_of_file(path)
-    text = schema._SQLITE_TRIGGERS[trigger].strip().removesuffix("END")
+    text = SQLITE_TRIGGERS[trigger].strip().removesuffix("END")
     with closing(connect(path)) as connection:
         connection.execute(f"DROP TRIGGER {trigger}")
         connection.execute(f"{text}; SELECT 1; END".replace(";\n; SELECT", ";\n SELECT"))
