@@ -29,7 +29,7 @@ class Overview(OpenStore):
         end it but is in the report; `StoreCorrupt` is raised only where the file cannot be opened at all.
 
         A million events of 1 KB took 14 s here. SQLite's structure is looked at in one snapshot, for 1.2 s of those, in which
-        the write-ahead log cannot be begun anew; sessions in short ones. `on_progress` is called with (events looked at, events in
-        the store). Interrupted at any point, nothing was changed.
+        the write-ahead log cannot be begun anew; sessions in short ones. Memory is flat. `on_progress` is called with (events
+        looked at, events in the store). Interrupted at any point, nothing was changed.
         """
         return verify(self._db, on_progress)
