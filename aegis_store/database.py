@@ -133,8 +133,8 @@ class Database:
                     if turns.file_lock.try_acquire():
                         return self._execute(sql, parameters, asked_s)
                 finally:
-                    turns.file_lock.release()
                     turns.owner = 0
+                    turns.file_lock.release()
         try:
             return turns.outcome_of(sql, parameters, size_bytes, self.patience_s)
         except NoTurn:

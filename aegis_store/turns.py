@@ -91,7 +91,7 @@ class Turns:
 
     `lock` is held by whoever writes. It is taken by `with` in the caller's own frame wherever that can be: between a call of
     `acquire` and what follows it, or on the way out of a generator, Ctrl-C could come, and it would never be given back.
-    `owner` is the thread that has it.
+    `owner` is the thread that has it; who gives it back says so first of all, before a call in which Ctrl-C could come.
     """
 
     def __init__(self, target: Target, carry_out: Callable[[], None], *, has_file_lock: bool) -> None:
@@ -128,8 +128,8 @@ class Turns:
                 self.owner = threading.get_ident()
                 yield self.file_lock.try_acquire()
             finally:
-                self.file_lock.release()
                 self.owner = 0
+                self.file_lock.release()
 
     # In the line
 
@@ -161,13 +161,15 @@ class Turns:
         turn = _Turn()
         try:
             if self._stood(turn, patience_s):
-                self.owner = threading.get_ident()
-                yield
+                try:
+                    self.owner = threading.get_ident()
+                    yield
+                finally:
+                    self.owner = 0
+                    turn.over.release()
                 return
         finally:
             self.withdraw(turn)
-            if self.owner == threading.get_ident():  # before the turn ends, and somebody else has it
-                self.owner = 0
             turn.end()
         with self.round_the_line(asked_s, longest_s):
             yield

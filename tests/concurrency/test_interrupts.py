@@ -57,6 +57,9 @@ def test_an_interrupted_append_happened_or_did_not_and_the_store_goes_on(
                 append()
         except KeyboardInterrupt:
             continue
+        except Exception:  # the report is not to be interrupted
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise
     signal.setitimer(signal.ITIMER_REAL, 0)
     last_seq = store.get_session("s").last_seq
     assert acknowledged == sorted(set(acknowledged))
@@ -68,6 +71,38 @@ def test_an_interrupted_append_happened_or_did_not_and_the_store_goes_on(
     thread.start()
     thread.join()
     assert from_another_thread == [last_seq + 1]
+
+
+def interrupted_once(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, but that Ctrl-C comes as it begins, the first time."""
+    interrupts = iter([KeyboardInterrupt])
+
+    def called(*given: Any) -> Any:
+        for interrupt in interrupts:
+            raise interrupt
+        return call(*given)
+
+    return called
+
+
+def test_a_turn_in_the_line_is_given_back_whatever_ctrl_c_cuts_short(store: EventStore) -> None:
+    store.create_session("s")
+    turns = store._db.turns
+    with pytest.raises(KeyboardInterrupt), turns.in_line(10, time.monotonic(), 10):
+        turns.withdraw = interrupted_once(turns.withdraw)  # type: ignore[method-assign]
+    assert turns.owner == 0
+    assert store.append("s", "t", 1).seq == 1
+
+
+def test_who_was_interrupted_as_he_gave_his_turn_back_is_not_taken_for_the_one_who_writes_now(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.create_session("s")
+    monkeypatch.setattr(store._db.turns.file_lock, "release", interrupted_once(store._db.turns.file_lock.release))
+    with pytest.raises(KeyboardInterrupt):
+        store.append("s", "t", 1)
+    assert store._db.turns.owner == 0
+    assert store.append("s", "t", 2).seq == 2
 
 
 class CutOff:
