@@ -145,8 +145,8 @@ class LinesWriter:
     def _time(self, us: int | None) -> str | None:
         try:
             return None if us is None else from_us(us).isoformat(timespec="microseconds")
-        except OverflowError:
-            raise self._corrupt(f"{us} is no time of the years 1 to 9999") from None
+        except (OverflowError, TypeError):
+            raise self._corrupt(f"{shown(us)} is no time of the years 1 to 9999") from None
 
     def _embedded(self, text: str, what: str) -> str:
         """JSON of the store as it may stand in a line. It is looked at first, so that the file can be read again."""

@@ -210,7 +210,10 @@ def check_position(conn: Connection, after_position: int, *, skips: bool) -> Non
 
 def last_position(conn: Connection) -> int:
     """The highest position that was ever given; 0 before the first event."""
-    return int(conn.exec_driver_sql(_LAST_POSITION).scalar_one())
+    position = conn.exec_driver_sql(_LAST_POSITION).scalar_one()
+    if not isinstance(position, int):
+        raise damaged(conn, "its count of positions is no number")
+    return position
 
 
 def checked_cursor(name: str, value: object) -> int:
@@ -271,7 +274,11 @@ def _in_order(
 def _events(
     conn: Connection, session_id: str, rows: Iterable[Sequence[Any]], types: Collection[str] | None = None
 ) -> Iterator[Event]:
-    """Rows of `_READ` as events, those of these types. `StoreCorrupt` if one, of whatever type, is not what was written."""
+    """Rows of `_READ` as events, those of these types. `StoreCorrupt` if one, of whatever type, is not what was written.
+
+    One without a checksum must be JSON, and have times. Those alone tell the row whose header has lost its last column: its
+    others begin a byte early, and the times with the end of the type, as a number far beyond any year.
+    """
     decode = payloads.decode
     for row in rows:
         seq, position, type_, encoded, occurred_us, recorded_us, event_id, run_id, payload_ref, _, _, checksum = row
@@ -284,10 +291,14 @@ def _events(
             payload = decode(encoded.decode())
         except (ValueError, AttributeError) as error:
             raise damaged(conn, f"payload of event {seq} of session {shown(session_id)}: {error}") from None
-        if types is not None and type_ not in types:  # it had no checksum: at least it is JSON
+        try:
+            recorded_at = from_us(recorded_us)
+            occurred_at = recorded_at if occurred_us == recorded_us else from_us(occurred_us)
+        except (OverflowError, TypeError):
+            what = f"event {shown(seq)} of session {shown(session_id)}"
+            raise damaged(conn, f"{what} has a time that is none of the years 1 to 9999") from None
+        if types is not None and type_ not in types:
             continue
-        recorded_at = from_us(recorded_us)
-        occurred_at = recorded_at if occurred_us == recorded_us else from_us(occurred_us)
         yield Event(session_id, seq, position, type_, payload, occurred_at, recorded_at, event_id, run_id, payload_ref)
 
 

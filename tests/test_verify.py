@@ -270,3 +270,18 @@ def test_a_page_that_filters_looks_no_further_than_it_must(large: EventStore, sh
     assert [event.seq for event in large.read("large", types=["large"], limit=5).events] == [1, 2, 3, 4, 5]
     with pytest.raises(StoreCorrupt, match="event 50"):
         large.read("large", types=["large"], limit=60)
+
+
+def test_a_name_in_the_schema_that_is_a_blob_is_that_name(filled: EventStore, path: Path, open_store: OpenStore) -> None:
+    filled.close()
+    with closing(driver.dbapi.connect(str(path), isolation_level=None)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_schema SET name = CAST(name AS BLOB) WHERE name = 'event_guards_update'")
+    assert open_store(path, read_only=True).verify().problems == ()
+
+
+def test_a_count_of_positions_that_is_no_number_is_damage(filled: EventStore, shell: sqlite3.Connection) -> None:
+    shell.execute("UPDATE sqlite_sequence SET seq = 'many' WHERE name = 'event'")
+    with pytest.raises(StoreCorrupt, match="count of positions"):
+        filled.read_all(after_position=1)
+    assert not filled.verify().ok

@@ -44,7 +44,8 @@ def shape(connection: Any) -> Shape:
 
     SQLite quotes the name of a table that was renamed.
     """
-    rows = connection.execute("SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
+    columns = ", ".join(f"CAST({name} AS TEXT)" for name in ("type", "name", "sql"))  # damage may have made one a blob
+    rows = connection.execute(f"SELECT {columns} FROM sqlite_schema WHERE sql IS NOT NULL AND name IS NOT NULL").fetchall()
     return {
         (kind, name): " ".join(sql.replace(f'"{name}"', name).split()).replace("( ", "(").replace(" )", ")").replace(" ,", ",")
         for kind, name, sql in rows
