@@ -1552,3 +1552,13 @@ def test_what_a_killed_import_left_in_the_temporary_directory_is_swept_an_hour_l
     export_from(store, tmp_path / "out.jsonl")
     import_into(target, tmp_path / "out.jsonl")
     assert {entry.name for entry in temporary.iterdir()} == {"aegis-store-import-new", "another-old"}
+
+
+def test_an_event_that_was_deleted_and_does_not_return_refuses_nothing_by_its_size(store: EventStore, tmp_path: Path) -> None:
+    store.create_session("s")
+    store.append("s", "t", "x" * 100)
+    store.export(tmp_path / "all.jsonl")
+    store.delete_session("s")
+    store.set_retention_policy(RetentionPolicy(max_event_bytes=60))
+    report = store.import_lines(tmp_path / "all.jsonl")
+    assert (report.refused, report.sessions_deleted, report.events_pruned) == ([], 1, 1)

@@ -19,7 +19,7 @@ from aegis_store.line_reader import EventLine, LinesReader, SessionLine
 from aegis_store.record_copy import intact
 from aegis_store.schema import event, session, store
 from aegis_store.sqlite_errors import ConstraintRefused, check_intact
-from aegis_store.transfer.ledger import Entry, Ledger, ledger
+from aegis_store.transfer.ledger import Entry, Held, Ledger, ledger
 from aegis_store.transfer.line_order import LineOrder
 from aegis_store.transfer.line_rows import Ready, batches
 from aegis_store.transfer.standing import REFUSING, BroughtIn, Refused, bring_event, check_scope, compare_event, grave_of
@@ -118,17 +118,13 @@ class _Checking:
             self._take_event(ready.line, ready)
 
     def _take_session(self, line: SessionLine, ready: Ready) -> None:
-        standing, reason = None, ready.problem
+        held, reason = None, ready.problem
         if reason is None:
-            standing = _standing(self._conn, line.session_id)
             try:
-                if standing is not None:
-                    _check_standing(self._conn, standing, ready.values)
-                else:
-                    _check_grave(grave_of(self._conn, ready.values), ready.values)
+                held = _held(self._conn, line.session_id, ready.values)
             except Refused as refused:
                 reason = str(refused)
-        self._order.take_session(line, standing, reason)
+        self._order.take_session(line, held, reason)
 
     def _take_event(self, line: EventLine, ready: Ready) -> None:
         entry = self._order.take_event(line)
@@ -145,12 +141,23 @@ class _Checking:
         event_id = prepared.parameters["event_id"]
         if event_id is not None and not self._notes.is_new_id(entry.number, event_id):
             raise Refused(f"event_id {shown(event_id)} of seq {line.seq} stands twice in the file")
-        if entry.store_id is None or line.seq > (entry.store_last_seq or 0):
+        if line.seq > (entry.store_last_seq or 0):
             self._notes.note_size(entry.number, line.seq, prepared.payload_bytes)
             if entry.store_id is not None and event_id is not None:
                 _check_id(self._conn, entry.store_id, line.seq, event_id)
-        elif line.seq >= (entry.store_first_seq or 0):
+        elif entry.store_id is not None and line.seq >= (entry.store_first_seq or 0):
             compare_event(self._conn, entry.store_id, line.seq, prepared)
+
+
+def _held(conn: Connection, session_id: str, values: Mapping[str, Any]) -> Held | None:
+    """What the store holds of a session, or held before it was deleted. Refuses what contradicts it."""
+    standing = _standing(conn, session_id)
+    if standing is not None:
+        _check_standing(conn, standing, values)
+        return Held(standing.id, standing.first_seq, standing.last_seq)
+    grave = grave_of(conn, values)
+    _check_grave(grave, values)
+    return Held(None, grave["last_seq"] + 1, grave["last_seq"]) if grave else None
 
 
 def _check_standing(conn: Connection, standing: Row[Any], values: Mapping[str, Any]) -> None:

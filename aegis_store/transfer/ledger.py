@@ -19,6 +19,14 @@ CREATE TABLE event_id (number INTEGER NOT NULL, event_id TEXT NOT NULL, PRIMARY 
 _SELECT: Final = "SELECT number, last_seq, next_seq, store_id, store_first_seq, store_last_seq, reason, outcome FROM session"
 
 
+class Held(NamedTuple):
+    """What the store holds of a session. `id` is None for one that it has deleted: it then holds nothing after `last_seq`."""
+
+    id: int | None
+    first_seq: int
+    last_seq: int
+
+
 class Entry(NamedTuple):
     """A session: the number of its line, the range that the file holds, what the store held when it was checked.
 
@@ -42,9 +50,9 @@ class Ledger:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
-    def enter(self, line: SessionLine, standing: Any, reason: str | None) -> bool:
+    def enter(self, line: SessionLine, held: Held | None, reason: str | None) -> bool:
         """Take the session up. False: its id stands already."""
-        store = (None, None, None) if standing is None else (standing.id, standing.first_seq, standing.last_seq)
+        store = (None, None, None) if held is None else held
         done = self._connection.execute(
             "INSERT OR IGNORE INTO session (number, key, last_seq, next_seq, store_id, store_first_seq, store_last_seq, reason)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from aegis_store.errors import shown
 from aegis_store.events import Json
 from aegis_store.line_reader import EventLine, LinesReader, SessionLine
-from aegis_store.transfer.ledger import Entry, Ledger, ledger
+from aegis_store.transfer.ledger import Entry, Held, Ledger, ledger
 
 _PROGRESS_LINES: Final = 500
 
@@ -37,9 +37,9 @@ class LineOrder:
         self._reader = reader
         self._notes = notes
 
-    def take_session(self, line: SessionLine, standing: Any = None, reason: str | None = None) -> None:
-        """`standing` is what the store holds of it, `reason` why it is refused, if either is known."""
-        if not self._notes.enter(line, standing, reason):
+    def take_session(self, line: SessionLine, held: Held | None = None, reason: str | None = None) -> None:
+        """`held` is what the store holds of it, `reason` why it is refused, if either is known."""
+        if not self._notes.enter(line, held, reason):
             raise self._reader.rejected(f"session {shown(line.session_id)} stands twice", line.number)
 
     def take_event(self, line: EventLine) -> Entry:
