@@ -8,7 +8,8 @@ A change of up to 32 neighbouring bits in the texts is always seen, and so is on
 all but 1 in 2^32. And so is a row that stands in another one's place, or came in with another store's write-ahead log. It
 proves damage, not malice: who can write the file can write a checksum.
 
-Events of a store before schema 0003, or written with a plain SQL shell, have none and are not checked.
+Events of a store before schema 0003, or written with a plain SQL shell, have none: that their columns hold what they should is
+all that is checked.
 """
 
 from collections.abc import Sequence
@@ -65,13 +66,29 @@ def row_sum(session_id: str, row: Sequence[Any]) -> Any:
         return None
 
 
+def has_columns_in_place(row: Sequence[Any]) -> bool:
+    """Of a row without a checksum: whether its columns hold what they should. One that damage has shifted has lost its last.
+
+    `row` as for `row_sum`. Wherever a column is dropped, another type comes to stand in one of those after it.
+    """
+    seq, position, type_, payload, occurred_us, recorded_us, event_id, run_id, payload_ref, bytes_before, _, _ = row
+    numbers, texts = (seq, position, occurred_us, recorded_us, bytes_before), (event_id, run_id, payload_ref)
+    return (
+        isinstance(type_, str)
+        and isinstance(payload, bytes)
+        and all(isinstance(number, int) for number in numbers)
+        and all(text is None or isinstance(text, str) for text in texts)
+    )
+
+
 SUMMED: Final = ("seq", "position", "type", "payload", "occurred_at", "recorded_at", "event_id", "run_id", "payload_ref")
 """The columns with which such a row begins; `bytes_before`, `STORE_NUMBER` and `checksum` follow."""
 
 
 def event_is_intact(session_id: str, row: Any) -> bool:
-    """Whether a row of the table `event`, read together with `STORE_NUMBER`, is what was written; without a checksum it is."""
-    return row.checksum is None or row.checksum == row_sum(session_id, summed_of(row))
+    """Whether a row of the table `event`, read together with `STORE_NUMBER`, is what was written, as far as one can tell."""
+    columns = summed_of(row)
+    return has_columns_in_place(columns) if row.checksum is None else row.checksum == row_sum(session_id, columns)
 
 
 def summed_of(row: Any) -> list[Any]:

@@ -140,7 +140,8 @@ class LinesWriter:
 
     def _check_sum(self, row: Row[Any], session_id: str) -> None:
         if not event_is_intact(session_id, row):
-            raise self._corrupt(f"event {row.seq} of session {shown(session_id)} is not what was written: its checksum differs")
+            what = f"event {row.seq} of session {shown(session_id)}"
+            raise self._corrupt(f"{what} is not what was written: its checksum differs, or its columns are shifted")
 
     def _time(self, us: int | None) -> str | None:
         try:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, bindparam, literal_column, select
 
 from aegis_store import payload as payloads
 from aegis_store import sessions
-from aegis_store.checksum import LAST_POSITION_SQL, STORE_NUMBER, SUMMED, row_sum, summed_of
+from aegis_store.checksum import LAST_POSITION_SQL, STORE_NUMBER, SUMMED, has_columns_in_place, row_sum, summed_of
 from aegis_store.connections import driver_text
 from aegis_store.errors import CursorAhead, EventsTruncated, InvalidEvent, InvalidInput, SessionNotFound, shown
 from aegis_store.events import Event, Page, checked_count, checked_text, from_us
@@ -276,15 +276,17 @@ def _events(
 ) -> Iterator[Event]:
     """Rows of `_READ` as events, those of these types. `StoreCorrupt` if one, of whatever type, is not what was written.
 
-    One without a checksum must be JSON, and have times. Those alone tell the row whose header has lost its last column: its
-    others begin a byte early, and the times with the end of the type, as a number far beyond any year.
+    One without a checksum must at least be JSON, have times, and hold in each column what belongs there. The times tell a row
+    whose header has lost its last column: its others begin a byte early, and the times with the end of the type, which is a
+    number far beyond any year.
     """
     decode = payloads.decode
     for row in rows:
         seq, position, type_, encoded, occurred_us, recorded_us, event_id, run_id, payload_ref, _, _, checksum = row
-        if checksum is not None and checksum != row_sum(session_id, row):
+        is_intact = has_columns_in_place(row) if checksum is None else checksum == row_sum(session_id, row)
+        if not is_intact:
             what = f"event {shown(seq)} of session {shown(session_id)}"
-            raise damaged(conn, f"{what} is not what was written: its checksum differs")
+            raise damaged(conn, f"{what} is not what was written: its checksum differs, or its columns are shifted")
         if checksum is not None and types is not None and type_ not in types:
             continue
         try:

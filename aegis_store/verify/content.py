@@ -144,31 +144,31 @@ class SessionCheck:
         for each in events:
             last = self._last
             expected = last.seq + 1 if last else row.first_seq
-            if each.seq != expected:
-                yield self._problem("range", f"event {expected} is missing, the next is {each.seq}", expected)
-            elif last and (_number(each.position) <= last.position or each.bytes_before != last.end_bytes):
-                yield self._problem("range", "it does not follow the event before it", each.seq)
+            seq, position, recorded_at, before = map(_number, (each.seq, each.position, each.recorded_at, each.bytes_before))
+            if seq != expected:
+                yield self._problem("range", f"event {expected} is missing, the next is {seq}", expected)
+            elif last and (position <= last.position or before != last.end_bytes):
+                yield self._problem("range", "it does not follow the event before it", seq)
             yield from self._of_event(row, each, last)
-            position, recorded_at, before = map(_number, (each.position, each.recorded_at, each.bytes_before))
-            self._last = _Last(each.seq, position, recorded_at, before + _size(each.payload))
+            self._last = _Last(seq, position, recorded_at, before + _size(each.payload))
             self.events += 1
 
     def _of_event(self, row: Row[Any], each: Row[Any], last: _Last | None) -> Iterator[Problem]:
-        if each.checksum is None:
-            self.without_checksum += 1
-        elif row.session_id is not None and not event_is_intact(row.session_id, each):
-            yield self._problem("event", "it is not what was written: its checksum differs", each.seq)
+        seq = _number(each.seq)
+        self.without_checksum += each.checksum is None
+        if row.session_id is not None and not event_is_intact(row.session_id, each):
+            yield self._problem("event", "it is not what was written: its checksum differs, or its columns are shifted", seq)
             return
         try:
             payloads.decode(each.payload)
         except (ValueError, TypeError) as error:
-            yield self._problem("event", f"its payload is no JSON: {error}", each.seq)
+            yield self._problem("event", f"its payload is no JSON: {error}", seq)
         if None in (each.occurred_at, each.recorded_at) or not _are_times(each.occurred_at, each.recorded_at):
-            yield self._problem("event", "it has no time of the years 1 to 9999", each.seq)
+            yield self._problem("event", "it has no time of the years 1 to 9999", seq)
             return
-        went_back = last is not None and each.recorded_at < last.recorded_at and each.seq > row.unsorted_seq
+        went_back = last is not None and each.recorded_at < last.recorded_at and seq > row.unsorted_seq
         if went_back or (row.oldest_at is not None and each.recorded_at < _number(row.oldest_at)):
-            yield self._problem("note", "it was recorded earlier than the session notes", each.seq)
+            yield self._problem("note", "it was recorded earlier than the session notes", seq)
 
     def _of_end(self, row: Row[Any]) -> Iterator[Problem]:
         seq = self._last.seq + 1 if self._last else row.first_seq
