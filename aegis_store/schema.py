@@ -1,4 +1,4 @@
-"""The tables and indexes of a store; `triggers` has their triggers. Nothing runs here.
+"""The tables and indexes of a store; `triggers` has their triggers, `views` what people read. Nothing runs here.
 
 `migrations/` is what makes them in a store; a test proves that both arrive at the same schema.
 
@@ -34,8 +34,9 @@ from sqlalchemy import (
 )
 
 from aegis_store.triggers import SQLITE_TRIGGERS
+from aegis_store.views import SQLITE_VIEWS
 
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 """The revision that this library works with."""
 
 APPLICATION_ID: Final = 0x41454753
@@ -232,6 +233,6 @@ Index(
     postgresql_where=_HAS_EVENT_ID,
 )
 
-for _trigger in SQLITE_TRIGGERS.values():
-    _ddl = DDL(_trigger.strip().replace("%", "%%"))  # type: ignore[no-untyped-call]
+for _statement in (*SQLITE_TRIGGERS.values(), *SQLITE_VIEWS.values()):
+    _ddl = DDL(_statement.strip().replace("%", "%%"))  # type: ignore[no-untyped-call]
     sa_event.listen(metadata, "after_create", _ddl.execute_if(dialect="sqlite"))

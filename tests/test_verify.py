@@ -146,6 +146,8 @@ def without_triggers(shell: sqlite3.Connection, work: Callable[[], object]) -> N
     [
         ("DROP TRIGGER event_counts", "the trigger event_counts is missing"),
         ("DROP INDEX session_ageing", "the index session_ageing is missing"),
+        ("DROP VIEW event_readable", "the view event_readable is missing"),
+        ("CREATE VIEW mine AS SELECT 1", "the view mine is not one of this library's"),
         ("CREATE TRIGGER mine AFTER INSERT ON event BEGIN SELECT 1; END", "the trigger mine is not one of this library's"),
         ("CREATE TABLE mine (id)", "the table mine is not one of this library's"),
     ],
@@ -162,6 +164,13 @@ def test_a_trigger_that_was_weakened_is_told(filled: EventStore, shell: sqlite3.
     shell.execute("DROP TRIGGER event_guards_update")
     shell.execute(sql.replace("BEGIN", "WHEN OLD.seq < 0 BEGIN"))
     assert filled.verify().problems == (Problem("schema", "the trigger event_guards_update was changed"),)
+
+
+def test_a_view_that_was_changed_is_told_and_is_no_damage(filled: EventStore, shell: sqlite3.Connection) -> None:
+    shell.execute("DROP VIEW event_readable")
+    shell.execute("CREATE VIEW event_readable AS SELECT * FROM event WHERE seq > 3")
+    report = filled.verify()
+    assert (report.problems, report.damage) == ((Problem("schema", "the view event_readable was changed"),), ())
 
 
 def test_what_sqlite_finds_is_in_the_report(filled: EventStore, path: Path, open_store: OpenStore) -> None:

@@ -24,7 +24,7 @@ class Overview(OpenStore):
     def verify(self, *, on_progress: OnVerified | None = None) -> VerifyReport:
         """Read the whole store, and tell what in it is not what was written. Changes nothing; works beside writers.
 
-        Looks at SQLite's structure (`PRAGMA integrity_check`, references), at tables and triggers, whether they are this
+        Looks at SQLite's structure (`PRAGMA integrity_check`, references), at tables, triggers and views, whether they are this
         library's, and at all records and events: ranges without a gap, order, counters, caps, JSON, checksums. Damage does not
         end it but is in the report; `StoreCorrupt` is raised only where the file cannot be opened at all.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 class Problem(NamedTuple):
     """Something in the store that is not as it should be. `session_id` and `seq`: where, if it is in one session or event.
 
-    `kind`: "structure" (pages, indexes, references), "schema" (a table, index or trigger that is not this library's),
+    `kind`: "structure" (pages, indexes, references), "schema" (a table, index, trigger or view that is not this library's),
     "record" (a session, tombstone, run of a prune or the policy), "range" (events are missing, or out of their order),
     "event" (what it holds is not what was written) or "note" (what a session notes for the next prune).
     """

@@ -1,4 +1,4 @@
-"""What SQLite knows of a file: that its pages and indexes fit together, and which tables and triggers it has."""
+"""What SQLite knows of a file: that its pages and indexes fit together, and which tables, triggers and views it has."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,7 +14,7 @@ _MOST: Final = 100
 """How many faults SQLite tells of at the most: damage to one page has dozens."""
 
 Shape = dict[tuple[str, str], str]
-"""Kind and name of each table, index and trigger, and its SQL."""
+"""Kind and name of each table, index, trigger and view, and its SQL."""
 
 
 def structure(conn: Connection) -> Iterator[Problem]:
@@ -27,7 +27,7 @@ def structure(conn: Connection) -> Iterator[Problem]:
 
 
 def changes_of_schema(conn: Connection) -> Iterator[Problem]:
-    """Tables, indexes and triggers that are missing, changed or not ours."""
+    """Tables, indexes, triggers and views that are missing, changed or not ours."""
     expected, found = _shape_in_code(), shape(conn.connection.dbapi_connection)
     for kind, name in sorted(expected.keys() | found.keys()):
         if (kind, name) not in found:
@@ -39,8 +39,8 @@ def changes_of_schema(conn: Connection) -> Iterator[Problem]:
 
 
 def shape(connection: Any) -> Shape:
-    """What `sqlite_schema` says of tables, indexes and triggers, whatever the white space. Alembic's own table is left out, and
-    SQLite's, among which are the statistics that ANALYZE and PRAGMA optimize leave.
+    """What `sqlite_schema` says of all of them, whatever the white space. Alembic's own table is left out, and SQLite's, among
+    which are the statistics that ANALYZE and PRAGMA optimize leave.
 
     SQLite quotes the name of a table that was renamed.
     """

@@ -144,7 +144,7 @@ def test_the_readmes_programs_run(tmp_path: Path) -> None:
     assert outputs[3].startswith("Nothing to prune at ")
 
 
-def test_the_readmes_commands_and_its_shell_statement_run(tmp_path: Path) -> None:
+def test_the_readmes_commands_and_its_shell_statements_run(tmp_path: Path) -> None:
     output_of(sys.executable, "-c", PROGRAMS[0], cwd=tmp_path)
     (tmp_path / "aegis-state.json").write_text('{"version": 1, "sessions": [], "events": []}')
     for part in ("migrations", "alembic.ini"):
@@ -156,9 +156,9 @@ def test_the_readmes_commands_and_its_shell_statement_run(tmp_path: Path) -> Non
     for command in commands:
         done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr}"
-    (statement,) = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
-    insert = f"from aegis_store.driver import dbapi; dbapi.connect('agents.db', isolation_level=None).execute({statement!r})"
-    output_of(sys.executable, "-c", insert, cwd=tmp_path)
+    for statement in re.findall(r"```sql\n(.*?)```", README, re.DOTALL):
+        shell = "from aegis_store.driver import dbapi; dbapi.connect('agents.db', isolation_level=None)"
+        output_of(sys.executable, "-c", f"{shell}.execute({statement!r}).fetchall()", cwd=tmp_path)
     with aegis_store.EventStore.open(tmp_path / "agents.db") as store:
         assert store.read("run-42").events[-1].payload == {"by": "hand"}
 
@@ -197,7 +197,7 @@ def test_the_wheel_carries_what_a_deploy_runs(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert "created at schema 0003" in done.stdout, done.stderr
+    assert "created at schema 0004" in done.stdout, done.stderr
 
 
 def test_no_text_names_a_package_registry_and_nothing_is_locked() -> None:

@@ -24,6 +24,7 @@ from aegis_store import EventStore, NewEvent, SchemaMismatch, StoreUnavailable, 
 from aegis_store.target import Target
 from aegis_store.triggers import SQLITE_TRIGGERS
 from aegis_store.verify.structure import Shape, shape
+from aegis_store.views import SQLITE_VIEWS
 
 ROOT = Path(__file__).resolve().parents[2]
 URL_VARIABLE = "AEGIS_STORE_URL"
@@ -267,11 +268,12 @@ def test_the_schema_that_the_migrations_reach_is_the_schema_in_code(path: Path, 
     assert differences(shape_of_file(path), shape_in_code) == set()
 
 
-def test_the_comparison_sees_tables_indexes_and_triggers(shape_in_code: Shape) -> None:
-    names = {kind: {name for found, name in shape_in_code if found == kind} for kind in ("table", "index", "trigger")}
+def test_the_comparison_sees_tables_indexes_triggers_and_views(shape_in_code: Shape) -> None:
+    names = {kind: {name for found, name in shape_in_code if found == kind} for kind in ("table", "index", "trigger", "view")}
     assert names["table"] >= {"store", "session", "event", "tombstone", "prune_run"}
     assert names["index"] == set(INDEXES)
     assert names["trigger"] == set(SQLITE_TRIGGERS)
+    assert names["view"] == set(SQLITE_VIEWS)
 
 
 @pytest.mark.parametrize("trigger", SQLITE_TRIGGERS)
@@ -290,6 +292,16 @@ def test_the_comparison_notices_that_a_trigger_was_changed(path: Path, trigger: 
         connection.execute(f"DROP TRIGGER {trigger}")
         connection.execute(f"{text}; SELECT 1; END".replace(";\n; SELECT", ";\n SELECT"))
     assert differences(shape_of_file(path), before) == {("trigger", trigger)}
+
+
+@pytest.mark.parametrize("change", ["DROP VIEW {0}", "DROP VIEW {0}; CREATE VIEW {0} AS SELECT 1 AS session_id"])
+@pytest.mark.parametrize("view", SQLITE_VIEWS)
+def test_the_comparison_notices_that_a_view_was_dropped_or_changed(path: Path, view: str, change: str) -> None:
+    before = shape_of_file(path)
+    with closing(connect(path)) as connection:
+        for statement in change.format(view).split("; "):
+            connection.execute(statement)
+    assert differences(shape_of_file(path), before) == {("view", view)}
 
 
 @pytest.mark.parametrize("index", INDEXES)
@@ -362,8 +374,8 @@ REVISION = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 
 
 def upgrade() -> None:
@@ -383,7 +395,7 @@ def checkout_with(directory: Path, last: str) -> Path:
     directory.mkdir()
     shutil.copytree(ROOT / "migrations", directory / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "alembic.ini", directory)
-    (directory / "migrations" / "versions" / "0004_note.py").write_text(REVISION.format(last=last))
+    (directory / "migrations" / "versions" / "0005_note.py").write_text(REVISION.format(last=last))
     return directory / "alembic.ini"
 
 
@@ -415,7 +427,7 @@ def test_a_new_store_whose_second_revision_fails_is_not_made(tmp_path: Path) -> 
 
 def test_a_revision_that_works_moves_the_store(filled: Path, tmp_path: Path) -> None:
     finished(alembic(*url_of(filled), "upgrade", "head", config=checkout_with(tmp_path / "later", "pass")))
-    assert revision(filled) == ["0004"]
+    assert revision(filled) == ["0005"]
     assert ("table", "note") in shape_of_file(filled)
 
 
@@ -423,7 +435,7 @@ def test_the_library_refuses_a_store_that_a_later_revision_has_moved(filled: Pat
     finished(alembic(*url_of(filled), "upgrade", "head", config=checkout_with(tmp_path / "later", "pass")))
     with pytest.raises(SchemaMismatch) as caught:
         EventStore.open(filled)
-    assert (caught.value.found, caught.value.expected) == ("0004", schema.HEAD)
+    assert (caught.value.found, caught.value.expected) == ("0005", schema.HEAD)
     assert "pip install --upgrade" in str(caught.value)
 
 
@@ -431,7 +443,7 @@ def test_the_library_refuses_to_migrate_a_store_that_is_newer(filled: Path, tmp_
     finished(alembic(*url_of(filled), "upgrade", "head", config=checkout_with(tmp_path / "later", "pass")))
     with pytest.raises(SchemaMismatch):
         migrate.upgrade(Target.of(filled))
-    assert revision(filled) == ["0004"]
+    assert revision(filled) == ["0005"]
 
 
 def test_a_migration_that_fails_in_the_library_is_an_error_of_the_library(
@@ -450,7 +462,9 @@ def test_a_migration_that_fails_in_the_library_is_an_error_of_the_library(
 def test_downgrade_takes_an_empty_store_to_base(path: Path) -> None:
     finished(alembic(*url_of(path), "downgrade", "base"))
     assert revision(path) == []
-    assert not [name for kind, name in shape_of_file(path) if kind in ("table", "trigger") and not name.startswith("sqlite_")]
+    assert not [
+        name for kind, name in shape_of_file(path) if kind in ("table", "trigger", "view") and not name.startswith("sqlite_")
+    ]
 
 
 def test_the_library_refuses_a_store_at_base_with_the_command_to_run(path: Path) -> None:
