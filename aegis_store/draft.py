@@ -56,13 +56,13 @@ class Draft:
     def __init__(self, final: Path) -> None:
         """Begin. Raises `InvalidInput` if the name is taken, by a file or by the draft of another writer."""
         self.final = final
-        self.path = final.with_name(f"{final.name}.tmp")
         self.size_bytes = 0
         self._descriptor = -1
         self._stands = False
         with file_errors(final):
             if os.path.lexists(final):
                 raise _taken(final)
+            self.path = final.with_name(f"{final.name}.tmp")
             try:
                 self._descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o600)
             except FileExistsError:

@@ -155,6 +155,14 @@ def import_aegis(
     file: Annotated[
         Path, typer.Argument(help="The state file, .json or .json.gz.", metavar="FILE", exists=True, dir_okay=False)
     ],
+    rest: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A new file for what an event log does not take (actions, pauseInterventions): a JSON object, each part "
+            "byte for byte as it stands.",
+        ),
+    ] = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> int:
@@ -162,7 +170,7 @@ def import_aegis(
 
     Run again, it adds what is new in the file and nothing twice.
 
-    Example: aegis-store import-aegis aegis-state.json.gz --db aegis.db
+    Example: aegis-store import-aegis aegis-state.json.gz --rest rest.json
     """
     from aegis_store.cli import exits
     from aegis_store.cli.terminal import progress, show_json
@@ -172,23 +180,25 @@ def import_aegis(
         reading, writing = (bar.add_task(step, total=None) for step in ("Reading the file", "Writing sessions"))
         # In this order: a file that cannot be read makes no store.
         with (
-            staged(file, lambda done, total: bar.update(reading, completed=done, total=total)) as state,
+            staged(file, lambda done, total: bar.update(reading, completed=done, total=total), rest=rest) as state,
             open_to_change(context, db, create=True) as store,
         ):
             report = store.import_aegis(state, on_sessions=lambda done, total: bar.update(writing, completed=done, total=total))
     if as_json:
-        show_json(asdict(report))
+        show_json({**asdict(report), "rest": None if rest is None else str(rest)})
     else:
-        _show(report, place_of(context, db))
+        _show(report, place_of(context, db), rest)
     return exits.NOT_ALL_IMPORTED if report.refused else exits.DONE
 
 
-def _show(report: "ImportReport", place: str) -> None:
+def _show(report: "ImportReport", place: str, rest: Path | None) -> None:
     from aegis_store.cli.terminal import count, show_facts
 
     facts = _facts(report)
     for name, number in report.not_taken.items():
         facts[f"not taken: {name}"] = f"{count(number)} (no part of an event log)"
+    if rest is not None:
+        facts["the rest"] = f"written to {rest}"
     show_facts(facts, title=f"Imported into {place}")
     _show_refused(report.refused)
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 
+from aegis_store.errors import InvalidInput
 from aegis_store.events import Json
 from aegis_store.retention import limits
 from aegis_store.retention.stored import policy_from_fields, policy_to_fields
@@ -62,6 +63,7 @@ class Transfer(OpenStore):
         self,
         file: str | os.PathLike[str] | StagedState,
         *,
+        rest: str | os.PathLike[str] | None = None,
         on_bytes: OnBytes | None = None,
         on_sessions: OnSessions | None = None,
     ) -> ImportReport:
@@ -74,10 +76,18 @@ class Transfer(OpenStore):
         added; what was pruned does not return. A session with a gap, a duplicate or a value that cannot be is named in the
         report and left out.
 
+        `rest` names a new file for what an event log does not take: an object of all other parts of the file (`actions`,
+        `pauseInterventions`), the text of each byte for byte as it stands there; `{}` if there are none. It has mode 0600, and
+        stands under its name, synced, once the import has come to its end, also where sessions were refused; else not at all.
+        (With a file that `staged` has read, give it to that.)
+
         `on_bytes` is called while reading with (bytes read, bytes in all), `on_sessions` while writing with (sessions done,
-        sessions in all). Raises `ImportRejected` for a malformed file: nothing was imported. Interrupted, the sessions done so
-        far are in, and importing again does the rest.
+        sessions in all). Raises `ImportRejected` for a malformed file, and for `rest` `InvalidInput` if its name is taken,
+        `StoreFull` and `FileUnavailable` if it cannot be written: nothing was imported, unless it failed at the very end, when
+        the file was to get its name. Interrupted, the sessions done so far are in, and importing again brings the others.
         """
         self._db.check_writable()
-        with nullcontext(file) if isinstance(file, StagedState) else staged(file, on_bytes) as state:
+        if isinstance(file, StagedState) and rest is not None:
+            raise InvalidInput("the file was read already: give rest to `staged`, which reads it")
+        with nullcontext(file) if isinstance(file, StagedState) else staged(file, on_bytes, rest=rest) as state:
             return bring_aegis_in(self._db, state, on_sessions)

@@ -19,6 +19,7 @@ from aegis_store.errors import ImportRejected, shown
 from aegis_store.events import Json
 from aegis_store.target import is_open_here
 from aegis_store.transfer.json_text import JsonText
+from aegis_store.transfer.rest import Rest, rest_file
 from aegis_store.transfer.scratch import scratch
 
 VERSION: Final = 1
@@ -62,18 +63,23 @@ class StagedState:
 
 
 @contextmanager
-def staged(file: str | os.PathLike[str], on_bytes: OnBytes | None = None) -> Iterator[StagedState]:
+def staged(
+    file: str | os.PathLike[str], on_bytes: OnBytes | None = None, *, rest: str | os.PathLike[str] | None = None
+) -> Iterator[StagedState]:
     """The state file, staged; the staging goes with the block. Plain or gzip, whatever its name.
 
-    Raises `ImportRejected` with the place when it is not well-formed JSON, cut off, or not a state file.
+    `rest` names a new file for the parts that are not taken (see `rest`); it is there once the block has ended well.
+
+    Raises `ImportRejected` with the place when it is not well-formed JSON, cut off, or not a state file; for `rest`
+    `InvalidInput` if the name is taken, `StoreFull` and `FileUnavailable` if it cannot be written.
     """
     if is_open_here(file):
         raise ImportRejected(file=os.fspath(file), place="at its start", detail="it is a store that is open here")
-    with scratch("staging") as connection:
+    with rest_file(rest) as out, scratch("staging") as connection:
         connection.execute("CREATE TABLE session (key TEXT NOT NULL, record TEXT NOT NULL)")
         connection.execute("CREATE TABLE event (key TEXT NOT NULL, seq INTEGER, record TEXT NOT NULL)")
         connection.execute("BEGIN")
-        not_taken = _Reader(os.fspath(file), connection).read(on_bytes)
+        not_taken = _Reader(os.fspath(file), connection, out).read(on_bytes)
         connection.execute("CREATE INDEX event_by_seq ON event (key, seq)")
         connection.execute("CREATE INDEX session_by_key ON session (key)")
         connection.execute("COMMIT")
@@ -88,9 +94,10 @@ def _key(session_id: Json) -> str:
 class _Reader:
     """One reading of one file. `place` says how far it has come."""
 
-    def __init__(self, file: str, connection: Any) -> None:
+    def __init__(self, file: str, connection: Any, rest: Rest) -> None:
         self.file = file
         self.connection = connection
+        self.rest = rest
         self.place = "at its start"
         self.not_taken: Counter[str] = Counter()
 
@@ -119,16 +126,13 @@ class _Reader:
             if name in seen or len(seen) == _MAX_PARTS:
                 raise self._rejected("it stands twice" if name in seen else f"there are more than {_MAX_PARTS} parts")
             seen.add(name)
-            stage = {"sessions": self._stage_session, "events": self._stage_event}.get(name)
-            if text.peek() == "[":
-                self._read_list(name, text, stage)
-            elif stage is not None:
-                raise self._rejected(f"{name} is not a list")
-            elif name == "version":
+            if name == "version":
                 version = text.value()
+            elif stage := {"sessions": self._stage_session, "events": self._stage_event}.get(name):
+                self._stage_list(name, text, stage)
             else:
-                text.value()
-                self.not_taken[name] = 1
+                with self.rest.part(name, text):
+                    self._count(name, text)
         self.place = "at its end"
         if version != VERSION or isinstance(version, bool):
             raise self._rejected(f"this reads version {VERSION} of the format, and the file says version {shown(version)}")
@@ -136,17 +140,25 @@ class _Reader:
         if missing:
             raise self._rejected(f"it has no {' and no '.join(missing)}, so it is no state file")
 
-    def _read_list(self, name: str, text: JsonText, stage: Callable[[dict[str, Json]], None] | None) -> None:
-        if stage is None:
-            self.not_taken[name] = 0
+    def _stage_list(self, name: str, text: JsonText, stage: Callable[[dict[str, Json]], None]) -> None:
+        if text.peek() != "[":
+            raise self._rejected(f"{name} is not a list")
         for index, item in enumerate(text.items()):
-            self.place = f"after {shown(name)[1:-1]}[{index}]"
-            if stage is None:
-                self.not_taken[name] += 1
-            elif isinstance(item, dict):
-                stage(item)
-            else:
+            self.place = f"after {name}[{index}]"
+            if not isinstance(item, dict):
                 raise self._rejected(f"{name}[{index}] is not an object")
+            stage(item)
+
+    def _count(self, name: str, text: JsonText) -> None:
+        """Read the value of a part that is not taken, a list item by item."""
+        if text.peek() != "[":
+            text.value()
+            self.not_taken[name] = 1
+            return
+        self.not_taken[name] = 0
+        for index, _ in enumerate(text.items()):
+            self.place = f"after {shown(name)[1:-1]}[{index}]"
+            self.not_taken[name] += 1
 
     def _stage_session(self, record: dict[str, Json]) -> None:
         row = (_key(record.get("id")), json.dumps(record))

@@ -7,7 +7,8 @@ were not to be had for this: ijson's C backend reads a lone surrogate as "?" wit
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BufferedIOBase
 from typing import Final
 
@@ -27,6 +28,8 @@ class JsonText:
         self._decode = json.JSONDecoder(parse_constant=_refuse).raw_decode
         self._text = ""
         self._at = 0
+        self._copy: Callable[[bytes], object] | None = None
+        self._copied_to = 0
 
     def members(self) -> Iterator[str]:
         """The names of the object that the document is. Take each one's value before the next."""
@@ -82,6 +85,22 @@ class JsonText:
             if not self._read_on():
                 return ""
 
+    @contextmanager
+    def copied(self, copy: Callable[[bytes], object]) -> Iterator[None]:
+        """Inside, what is read goes to `copy` too, byte for byte, from the next character on that is not white space."""
+        self.peek()
+        self._copy, self._copied_to = copy, self._at
+        try:
+            yield
+            self._copy_on()
+        finally:
+            self._copy = None
+
+    def _copy_on(self) -> None:
+        if self._copy is not None and self._at > self._copied_to:
+            self._copy(self._text[self._copied_to : self._at].encode())
+            self._copied_to = self._at
+
     def _take(self, character: str, name: str) -> None:
         found = self.peek()
         if found != character:
@@ -97,7 +116,8 @@ class JsonText:
         more = self._to_text.decode(chunk, final=not chunk)
         if not chunk:
             return False
-        self._text, self._at = rest + more, 0
+        self._copy_on()
+        self._text, self._at, self._copied_to = rest + more, 0, 0
         return True
 
 

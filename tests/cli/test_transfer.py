@@ -241,3 +241,35 @@ def test_progress_is_shown_on_a_terminal(run: Run, filled: Path, tmp_path: Path,
     os.close(follower)
     assert shown in os.read(leader, 65536)
     os.close(leader)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state file of one session, with a part that an event log does not take."""
+    session = {"id": "s", "tenantId": "t", "ownerKeyId": "o", "status": "idle", "createdAt": 1, "updatedAt": 2}
+    file = tmp_path / "state.json"
+    file.write_text(f'{{"version": 1, "sessions": [{json.dumps(session)}], "events": [], "actions": [ {{"at": 1e3}} ]}}')
+    return file
+
+
+def test_what_an_event_log_does_not_take_is_written_where_the_user_says(run: Run, state: Path, tmp_path: Path) -> None:
+    done = run("import-aegis", str(state), "--rest", "rest.json", "--db", "new.db")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "not taken: actions 1 (no part of an event log)" in " ".join(done.stdout.split())
+    assert "written to rest.json" in done.stdout
+    assert (tmp_path / "rest.json").read_text() == '{\n"actions": [ {"at": 1e3} ]\n}\n'
+    assert printed(run("import-aegis", str(state), "--rest", "other.json", "--db", "new.db", "--json"))["rest"] == "other.json"
+    assert printed(run("import-aegis", str(state), "--db", "new.db", "--json"))["rest"] is None
+
+
+@pytest.mark.parametrize(
+    ("rest", "code", "said"),
+    [("state.json", 2, "choose another name"), ("no/rest.json", 1, "does not exist"), ("", 2, "'.' stands already")],
+)
+def test_a_rest_that_cannot_be_written_is_told_and_makes_no_store(
+    run: Run, state: Path, tmp_path: Path, rest: str, code: int, said: str
+) -> None:
+    done = run("import-aegis", str(state), "--rest", rest, "--db", "new.db")
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in " ".join(done.stderr.split())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
