@@ -16,9 +16,8 @@ from typing import Any, Final, NamedTuple
 
 from aegis_store import driver
 from aegis_store.errors import AegisStoreError, StoreBusy
+from aegis_store.log import log
 from aegis_store.settings import CHECKPOINT_EVERY_S, CHECKPOINT_PAGES, LOG_PAGES_FEW, LOG_PAGES_LIMIT, LOG_PAGES_MAX
-
-log: Final = logging.getLogger("aegis_store")
 
 # Rounds beside the writers, before the rest is done in a turn: each leaves what came in during the one before it.
 _ROUNDS: Final = 4
@@ -38,7 +37,8 @@ class _Log(NamedTuple):
 class Checkpointer:
     """The thread of one open store. It starts with the first write, and looks at the log only after writes."""
 
-    def __init__(self, connect: Callable[[], Any], turn: Callable[[], AbstractContextManager[Any]]) -> None:
+    def __init__(self, store: str, connect: Callable[[], Any], turn: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._store = store
         self._connect = connect
         self._turn = turn
         self.at_work = threading.Lock()
@@ -95,7 +95,14 @@ class Checkpointer:
                     self._keep_log_short(self._connected())
             except (driver.dbapi.Error, AegisStoreError) as error:
                 # What is in the log is safe there. The next write has it tried again.
-                log.warning("checkpoint put off: %s", error)
+                log(
+                    logging.WARNING,
+                    "checkpoint_put_off",
+                    self._store,
+                    "checkpoint put off: %s",
+                    error,
+                    error=type(error).__name__,
+                )
 
     def _connected(self) -> Any:
         if self._connection is None:

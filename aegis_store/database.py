@@ -63,7 +63,7 @@ class Database:
             self._engine.dispose()
             raise
         self.turns = Turns(target, self._carry_out, has_file_lock=not read_only)
-        self._checkpointer = Checkpointer(connections.checkpointer, self.turn)
+        self._checkpointer = Checkpointer(str(target), connections.checkpointer, self.turn)
         self.watcher = Watcher(target.path, connections.reader)
         forks.watch(self)
 

@@ -466,7 +466,7 @@ def test_maintenance_of_a_store_that_others_hold_goes_on_when_it_is_free(
     store = open_store(maintain_every=SHORT, busy_timeout_ms=0)
     add(store, "s", COUNT, "closed")
     failed = threading.Event()
-    monkeypatch.setattr(maintenance.log, "error", lambda *_: failed.set())
+    monkeypatch.setattr(maintenance, "log", lambda *_, **__: failed.set())
     shell.execute("BEGIN IMMEDIATE")
     assert failed.wait(WAIT_S)
     shell.execute("COMMIT")
@@ -592,15 +592,15 @@ def test_the_maintenance_itself_may_close_the_store(open_store: OpenStore) -> No
             closed.set()
 
     handler = Closer(logging.INFO)
-    maintenance.log.addHandler(handler)
-    level = maintenance.log.level
-    maintenance.log.setLevel(logging.INFO)
+    logging.getLogger("aegis_store").addHandler(handler)
+    level = logging.getLogger("aegis_store").level
+    logging.getLogger("aegis_store").setLevel(logging.INFO)
     try:
         add(store, "s", COUNT, "closed")
         assert closed.wait(WAIT_S)
     finally:
-        maintenance.log.removeHandler(handler)
-        maintenance.log.setLevel(level)
+        logging.getLogger("aegis_store").removeHandler(handler)
+        logging.getLogger("aegis_store").setLevel(level)
     for thread in threads():
         thread.join(WAIT_S)
     assert threads() == []

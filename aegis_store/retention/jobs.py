@@ -1,17 +1,15 @@
 """The prunes that nobody asks for by name: the startup job and the maintenance. They obey the policy's mode, and log a line."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Final
 
 from aegis_store.database import Database
 from aegis_store.errors import plural, shown
+from aegis_store.log import log
 from aegis_store.retention.plan import PrunePlan
 from aegis_store.retention.prune import Guard, PruneReport, carry_out, report_only
 from aegis_store.retention.runs import Totals, Trigger
-
-log: Final = logging.getLogger("aegis_store")
 
 _NAMES: Final[dict[str, str]] = {"startup": "startup job", "maintenance": "maintenance"}
 
@@ -29,25 +27,32 @@ def run_job(db: Database, plan: PrunePlan, *, trigger: Trigger, guard: Guard | N
         plan = replace(plan, truncations=tuple(each for each in plan.truncations if each.session_id is None), settled=())
         if rest.truncations:
             report_only(db, rest, trigger=trigger)
-            log.warning("%s would remove %s from %s: mode is warn, so it stays", name, _of_plan(rest), store)
+            due = Totals.of(rest)
+            told = "%s would remove %s from %s: mode is warn, so it stays"
+            log(logging.WARNING, "prune_reported", db.target, told, name, _words(due), store, trigger=trigger, **asdict(due))
         if not plan.truncations:
             return
     report = carry_out(db, plan, trigger=trigger, guard=guard)
     if report.events_removed or report.sessions_forgotten:
-        log.info("%s removed %s in %.2f s from %s", name, _of_report(report), report.duration_s, store)
+        removed = _totals(report)
+        fields = {"trigger": trigger, **asdict(removed), "duration_s": report.duration_s, "run_id": report.run_id}
+        told = "%s removed %s in %.2f s from %s"
+        log(logging.INFO, "prune", db.target, told, name, _words(removed), report.duration_s, store, **fields)
 
 
-def _of_plan(plan: PrunePlan) -> str:
-    totals = Totals.of(plan)
-    return _words(totals.events, totals.bytes, totals.sessions, totals.sessions_forgotten, totals.by_reason)
+def _totals(report: PruneReport) -> Totals:
+    return Totals(
+        events=report.events_removed,
+        bytes=report.bytes_removed,
+        sessions=report.sessions_pruned,
+        sessions_forgotten=report.sessions_forgotten,
+        by_reason=report.events_by_reason,
+    )
 
 
-def _of_report(report: PruneReport) -> str:
-    removed = (report.events_removed, report.bytes_removed, report.sessions_pruned, report.sessions_forgotten)
-    return _words(*removed, report.events_by_reason)
-
-
-def _words(events: int, size: int, sessions: int, records: int, reasons: Mapping[str, int]) -> str:
+def _words(totals: Totals) -> str:
+    records = totals.sessions_forgotten
     forgotten = f" and {plural(records, 'session record')}" if records else ""
-    why = ", ".join(f"{reason} {number}" for reason, number in reasons.items()) or "no events"
-    return f"{plural(events, 'event')} ({plural(size, 'byte')}) of {plural(sessions, 'session')}{forgotten} ({why})"
+    why = ", ".join(f"{reason} {number}" for reason, number in totals.by_reason.items()) or "no events"
+    events, size, sessions = plural(totals.events, "event"), plural(totals.bytes, "byte"), plural(totals.sessions, "session")
+    return f"{events} ({size}) of {sessions}{forgotten} ({why})"

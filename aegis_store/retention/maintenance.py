@@ -17,6 +17,7 @@ from sqlalchemy import Connection, or_, select, update
 
 from aegis_store.database import Database
 from aegis_store.errors import AegisStoreError, StoreClosed
+from aegis_store.log import log
 from aegis_store.retention.find import plan
 from aegis_store.retention.jobs import run_job
 from aegis_store.retention.limits import policy_in_force
@@ -24,8 +25,6 @@ from aegis_store.retention.policy import RetentionPolicy
 from aegis_store.schema import store
 from aegis_store.sessions import now_us
 from aegis_store.settings import MAINTENANCE_LEASE_S
-
-log: Final = logging.getLogger("aegis_store")
 
 _LEASE_US: Final = int(MAINTENANCE_LEASE_S * 1e6)
 
@@ -73,7 +72,9 @@ class Maintenance:
                 return
             except Exception as caught:  # noqa: BLE001 - whatever it is, it is told, and the next turn tries again
                 error, wait_s = caught, self._every.total_seconds()
-                log.error("maintenance failed, the next turn is in %s: %s", self._every, _told(caught))
+                told = "maintenance failed, the next turn is in %s: %s"
+                fields = {"error": type(caught).__name__, "next_turn_s": wait_s}
+                log(logging.ERROR, "maintenance_failed", self._db.target, told, self._every, _told(caught), **fields)
             self._state = replace(self._state, last_turn_at=datetime.now(UTC), last_error=_told(error) if error else None)
 
     def _turn(self) -> float:

@@ -14,13 +14,14 @@ import logging
 import os
 from datetime import timedelta
 from types import TracebackType
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Self
 
 from aegis_store import creation, driver, gate, migrate
 from aegis_store.connections import Durability
 from aegis_store.database import Database
 from aegis_store.errors import InvalidInput, StoreBusy, StoreFull, StoreUnavailable, shown
 from aegis_store.events import checked_count
+from aegis_store.log import log
 from aegis_store.retention.compact import CompactReport, compact
 from aegis_store.retention.compact import OnProgress as OnCompacted
 from aegis_store.retention.jobs import run_job
@@ -33,8 +34,6 @@ from aegis_store.store.retention import Retention
 from aegis_store.store.sessions import Sessions
 from aegis_store.store.transfer import Transfer
 from aegis_store.target import Target
-
-log: Final = logging.getLogger("aegis_store")
 
 
 class EventStore(Sessions, Events, Retention, Transfer, Overview):
@@ -158,7 +157,8 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
         try:
             run_job(self._db, self.plan_prune(), trigger="startup")
         except (StoreBusy, StoreFull) as error:
-            log.warning("startup job put off, the store is open all the same: %s", error)
+            told = "startup job put off, the store is open all the same: %s"
+            log(logging.WARNING, "startup_put_off", self._db.target, told, error, error=type(error).__name__)
 
 
 def _must_be_immutable(target: Target) -> bool:
