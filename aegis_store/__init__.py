@@ -90,6 +90,9 @@ if TYPE_CHECKING:
         Health as Health,
     )
     from aegis_store.events import (
+        Histogram as Histogram,
+    )
+    from aegis_store.events import (
         NewEvent as NewEvent,
     )
     from aegis_store.events import (
@@ -131,7 +134,9 @@ _ROOMS = {
         "InvalidInput InvalidPolicy InvalidSession NotAnAegisStore ReadOnlyStore SchemaMismatch SequenceConflict SessionExists "
         "SessionNotFound StoreBusy StoreClosed StoreCorrupt StoreFull StoreUnavailable"
     ),
-    "aegis_store.events": "UNCHANGED UNLIMITED Event EventsMissed Health NewEvent Page Session SessionPage Status StoreStats",
+    "aegis_store.events": (
+        "UNCHANGED UNLIMITED Event EventsMissed Health Histogram NewEvent Page Session SessionPage Status StoreStats"
+    ),
     "aegis_store.retention.compact": "CompactReport",
     "aegis_store.retention.limits": "PolicyLoss",
     "aegis_store.retention.plan": "BudgetPlan PrunePlan Truncation",

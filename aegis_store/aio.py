@@ -19,6 +19,7 @@ from aegis_store.append import APPEND_SQL, Prepared
 from aegis_store.connections import Durability
 from aegis_store.errors import StoreClosed
 from aegis_store.events import Event, EventsMissed, Json
+from aegis_store.metrics import now_ns
 from aegis_store.read import OnGap
 from aegis_store.settings import (
     DEFAULT_BUSY_TIMEOUT_MS,
@@ -138,15 +139,18 @@ class AsyncEventStore:
         payload_ref: str | None = None,
     ) -> Event:
         """As `EventStore.append`; the appends of tasks that wait at the same time share a commit."""
+        began_ns = now_ns()
         async with self._room:
             prepared = appends.prepare(session_id, type, payload, event_id, expected_seq, occurred_at, run_id, payload_ref)
             try:
                 rows = await self._written(prepared)
             except ConstraintRefused:
                 rows = []
-        if rows:
-            return prepared.stored(*rows[0])
-        return await self._run(functools.partial(appends.settle, self._store._db, prepared))
+        event = (
+            prepared.stored(*rows[0]) if rows else await self._run(functools.partial(appends.settle, self._store._db, prepared))
+        )
+        self._store._db.metrics.appended(began_ns)
+        return event
 
     async def _written(self, prepared: Prepared) -> Rows:
         db = self._store._db

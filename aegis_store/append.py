@@ -148,7 +148,7 @@ def _checked_seq(value: int) -> int:
 
 
 def append(db: Database, prepared: Prepared) -> Event:
-    """Append one event in a transaction of its own, committed when this returns."""
+    """Append one event, committed when this returns."""
     try:
         rows = db.execute_alone(APPEND_SQL, prepared.parameters, prepared.payload_bytes)
     except ConstraintRefused:
@@ -159,7 +159,11 @@ def append(db: Database, prepared: Prepared) -> Event:
 def settle(db: Database, prepared: Prepared) -> Event:
     """What became of an append that inserted nothing; see above."""
     with db.write() as conn:
-        return _settle(conn, prepared)
+        standing = _settle(conn, prepared)
+        # If nothing stands in the way any more: the session was created, or the limit raised, since.
+        event = standing or insert_one(conn, prepared)
+    db.metrics.committed(0 if standing else 1)
+    return event
 
 
 def append_many(db: Database, session_id: str, prepared: Sequence[Prepared], expected_seq: int | None) -> list[Event]:
@@ -174,7 +178,8 @@ def append_many(db: Database, session_id: str, prepared: Sequence[Prepared], exp
         events: list[Event] = []
         for event, known in zip(prepared, standing, strict=True):
             events.append(known or _insert_of_many(conn, event, events))
-        return events
+    db.metrics.committed(standing.count(None))
+    return events
 
 
 def _standing_of_many(conn: Connection, session: int, prepared: Prepared, index: int) -> Event | None:
@@ -205,11 +210,16 @@ def insert_one(conn: Connection, prepared: Prepared) -> Event:
         rows = []
     finally:
         cursor.close()
-    return prepared.stored(*rows[0]) if rows else _settle(conn, prepared, retry=False)
+    if rows:
+        return prepared.stored(*rows[0])
+    standing = _settle(conn, prepared)
+    if standing is None:
+        raise damaged(conn, f"the schema refuses an event of session {shown(prepared.session_id)} that should fit")
+    return standing
 
 
-def _settle(conn: Connection, prepared: Prepared, *, retry: bool = True) -> Event:
-    """What became of an append that inserted nothing: the event that stands already, or the error that tells why."""
+def _settle(conn: Connection, prepared: Prepared) -> Event | None:
+    """Why an append inserted nothing: the event that stands already, or an error. None: nothing is in its way."""
     given = prepared.parameters
     row = row_of(conn, prepared.session_id)
     standing = _standing(conn, row.id, prepared)
@@ -220,9 +230,7 @@ def _settle(conn: Connection, prepared: Prepared, *, retry: bool = True) -> Even
     limit = conn.execute(select(store.c.max_event_bytes)).scalar_one()
     if prepared.payload_bytes > limit:
         raise EventTooLarge(payload_bytes=prepared.payload_bytes, max_event_bytes=limit)
-    if retry:  # what stood in the way is gone: the session was created, or the limit raised, since
-        return insert_one(conn, prepared)
-    raise damaged(conn, f"the schema refuses an event of session {shown(prepared.session_id)} that should fit")
+    return None
 
 
 def _standing(conn: Connection, session: int, prepared: Prepared) -> Event | None:

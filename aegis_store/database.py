@@ -18,7 +18,8 @@ from sqlalchemy.pool import QueuePool
 from aegis_store import driver, forks, watcher
 from aegis_store.checkpointer import Checkpointer
 from aegis_store.connections import Connections, Durability
-from aegis_store.errors import ReadOnlyStore, StoreBusy, StoreClosed
+from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreBusy, StoreClosed
+from aegis_store.metrics import Metrics
 from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS, GROUP_BYTES, GROUP_STATEMENTS, LINE_PATIENCE_S
 from aegis_store.sqlite_errors import errors_of, translated
 from aegis_store.target import Target, open_here
@@ -46,6 +47,7 @@ class Database:
         self.durability = durability
         self.read_only = read_only
         self.busy_timeout_ms = busy_timeout_ms
+        self.metrics = Metrics()
         uri = target.uri("mode=ro&immutable=1" if immutable else "mode=ro" if read_only else "mode=rw")
         connections = Connections(target, durability, busy_timeout_ms, uri)
         self._closed: str | None = None  # why nothing can be done with it any more
@@ -83,6 +85,9 @@ class Database:
                 finally:
                     if self._closed is not None:  # by another thread, meanwhile: nobody else would close it
                         connection.detach()
+        except EventsTruncated:
+            self.metrics.read_truncated()
+            raise
         finally:
             with self._readers_lock:
                 self._readers -= 1
@@ -122,7 +127,8 @@ class Database:
     def execute_alone(self, sql: str, parameters: dict[str, Any], size_bytes: int = 0) -> Rows:
         """One statement that is its own transaction, or shares one with others that wait; committed when this returns.
 
-        `size_bytes` is about what it writes. Raises `ConstraintRefused` when a constraint or guard refused it.
+        It is that of an append: a row comes back for each event that it inserted. `size_bytes` is about what it writes.
+        Raises `ConstraintRefused` when a constraint or guard refused it.
         """
         asked_s = self.ask()
         turns = self.turns
@@ -152,6 +158,8 @@ class Database:
         except BaseException as error:
             self._after_error(error)
             raise
+        if rows:
+            self.metrics.commits_of_one += 1
         self._note_commit()
         return rows
 
@@ -167,7 +175,8 @@ class Database:
                 statement.error = translated(str(self.target), error, waited_ms=0)
         else:
             group = self.turns.take(GROUP_STATEMENTS, GROUP_BYTES)
-            writer.commit(group)
+            for events in writer.commit(group):
+                self.metrics.committed(events)
             self._note_commit()
         settle(group)
 

@@ -178,11 +178,30 @@ class SessionPage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoreStats:
-    """The store at a glance, at one moment.
+class Histogram:
+    """How a number was distributed: how often it came, its sum, and how often it was at most so much.
 
-    `sessions` counts by status. `retained_bytes` are payloads alone; `file_bytes` is what the database and its
-    write-ahead log take on disk, `free_bytes` how much of it is empty pages.
+    `buckets` has that by the bound as text, rising, up to "+Inf", where it is `count`: each counts those before it too.
+    """
+
+    count: int
+    sum: float
+    buckets: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStats:
+    """The store at a glance, at one moment, and what this `EventStore` has done since it was opened.
+
+    Of the store: `sessions` counts by status. `retained_bytes` are payloads alone; `file_bytes` is what the database and its
+    write-ahead log take on disk, `wal_bytes` the latter alone, `free_bytes` how much of it is empty pages. `removed_events`
+    and `removed_bytes` count all that ever went, whoever removed it.
+
+    Of this `EventStore`, which other processes do not add to: `appended_events` are new events that `append` and
+    `append_many` committed, `append_seconds` how long these calls took until they returned what was asked for (those that
+    raised do not count), `commit_events` how many new events one commit held: threads and tasks share them. `prunes` are runs
+    that came to an end, `pruned_events` what they removed. `truncated_reads` are reads by `read`, `read_all` and `follow` that
+    met events which had been removed unread, whether they raised `EventsTruncated` or went on.
     """
 
     sessions: Mapping[Status, int]
@@ -191,7 +210,36 @@ class StoreStats:
     removed_events: int
     removed_bytes: int
     file_bytes: int
+    wal_bytes: int
     free_bytes: int
+    appended_events: int
+    append_seconds: Histogram
+    commit_events: Histogram
+    prunes: int
+    pruned_events: int
+    truncated_reads: int
+
+    def as_metrics(self) -> dict[str, float | Histogram]:
+        """The same as a plain mapping, for the metrics of a host: counters, whose names end in `_total`, gauges, histograms.
+
+        The names are those of the fields; sessions are `sessions_running` and so on, each status, none left out.
+        """
+        return {
+            **{f"sessions_{status}": self.sessions.get(status, 0) for status in Status},
+            "events": self.events,
+            "retained_bytes": self.retained_bytes,
+            "removed_events_total": self.removed_events,
+            "removed_bytes_total": self.removed_bytes,
+            "file_bytes": self.file_bytes,
+            "wal_bytes": self.wal_bytes,
+            "free_bytes": self.free_bytes,
+            "appended_events_total": self.appended_events,
+            "append_seconds": self.append_seconds,
+            "commit_events": self.commit_events,
+            "prunes_total": self.prunes,
+            "pruned_events_total": self.pruned_events,
+            "truncated_reads_total": self.truncated_reads,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

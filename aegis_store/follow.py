@@ -120,7 +120,7 @@ class _OfStore(Following):
         return events
 
     def _page(self, conn: Connection, on_gap: OnGap) -> list[Event]:
-        return read.page_of_all(conn, after_position=self.cursor, limit=_LOOK_EVENTS, on_gap=on_gap)
+        return read.page_of_all(conn, after_position=self.cursor, limit=_LOOK_EVENTS, on_gap=on_gap).events
 
     def _still_unread(self, conn: Connection, events: list[Event]) -> int | None:
         if not self._unread:

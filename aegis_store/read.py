@@ -133,12 +133,20 @@ def place_of(conn: Connection, session_id: str, *, after_seq: int | None, skips:
     return row, after
 
 
-def page_of_all(conn: Connection, *, after_position: int | None, limit: int, on_gap: OnGap) -> list[Event]:
+class PageOfAll(NamedTuple):
+    """Events of all sessions, and whether some after the cursor had been removed."""
+
+    events: list[Event]
+    is_truncated: bool
+
+
+def page_of_all(conn: Connection, *, after_position: int | None, limit: int, on_gap: OnGap) -> PageOfAll:
     """Events of all sessions after the cursor; see `EventStore.read_all`."""
     checked_count("limit", limit, 1, MAX_PAGE_EVENTS)
     skips = checked_skips(on_gap)
+    is_truncated = False
     if after_position is not None:
-        check_position(conn, checked_cursor("after_position", after_position), skips=skips)
+        is_truncated = check_position(conn, checked_cursor("after_position", after_position), skips=skips)
     start = after_position or 0
     events: list[Event] = []
     keys = {}
@@ -148,7 +156,7 @@ def page_of_all(conn: Connection, *, after_position: int | None, limit: int, on_
         events += _events(conn, session_id, [row])
         keys[session_id] = key
     _check_nothing_is_missing(conn, start, events, keys, end=_MAX_CURSOR if len(events) < limit else events[-1].position)
-    return events
+    return PageOfAll(events, is_truncated)
 
 
 def _check_nothing_is_missing(conn: Connection, start: int, events: list[Event], keys: dict[str, int], *, end: int) -> None:
@@ -191,13 +199,14 @@ def _removed(conn: Connection) -> _Removed:
     return removed
 
 
-def check_position(conn: Connection, after_position: int, *, skips: bool) -> None:
-    """Raise what a cursor of the whole store that cannot be raises."""
+def check_position(conn: Connection, after_position: int, *, skips: bool) -> bool:
+    """Whether events after this cursor of the whole store were removed. Raises what one that cannot be raises."""
     removed = _removed(conn)
     last = last_position(conn)
     if after_position > last:
         raise CursorAhead(session_id=None, requested_seq=after_position, last_seq=last)
-    if after_position < removed.position and not skips:
+    is_truncated = after_position < removed.position
+    if is_truncated and not skips:
         raise EventsTruncated(
             session_id=None,
             requested_seq=after_position,
@@ -206,6 +215,7 @@ def check_position(conn: Connection, after_position: int, *, skips: bool) -> Non
             removed_at=None if removed.at is None else from_us(removed.at),
             reason=removed.reason,
         )
+    return is_truncated
 
 
 def last_position(conn: Connection) -> int:

@@ -5,11 +5,12 @@ import os
 from sqlalchemy import Connection, and_, func, select
 
 from aegis_store.events import Status, StoreStats
+from aegis_store.metrics import Metrics
 from aegis_store.schema import event, session, tombstone
 from aegis_store.target import Target
 
 
-def stats(conn: Connection, target: Target) -> StoreStats:
+def stats(conn: Connection, target: Target, metrics: Metrics) -> StoreStats:
     """See `StoreStats`. Costs in proportion to the number of sessions, standing and deleted, whatever that of events."""
     named = session.c.session_id.is_not(None)  # the others were deleted, and their events are going
     by_status = conn.execute(select(session.c.status, func.count()).where(named).group_by(session.c.status)).all()
@@ -25,14 +26,17 @@ def stats(conn: Connection, target: Target) -> StoreStats:
     buried = conn.execute(
         select(func.coalesce(func.sum(tombstone.c.last_seq), 0), func.coalesce(func.sum(tombstone.c.total_bytes), 0))
     ).one()
+    wal_bytes = size_of(target, "-wal")
     return StoreStats(
         sessions={Status(status): count for status, count in by_status},
         events=row.events,
         retained_bytes=row.retained_bytes,
         removed_events=row.removed_events + buried[0],
         removed_bytes=row.removed_bytes + buried[1],
-        file_bytes=size_of(target, "") + size_of(target, "-wal"),
+        file_bytes=size_of(target, "") + wal_bytes,
+        wal_bytes=wal_bytes,
         free_bytes=free_bytes(conn),
+        **metrics.shown(),
     )
 
 

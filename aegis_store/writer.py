@@ -104,8 +104,11 @@ class Writer:
             pause_s = min(pause_s * 2, BUSY_PAUSE_MAX_S)
         return False
 
-    def commit(self, group: list[Statement]) -> None:
-        """Carry out the statements and end the transaction. Each has its rows or its error then, as if it had been alone."""
+    def commit(self, group: list[Statement]) -> list[int]:
+        """Carry out the statements and end the transaction. Each has its rows or its error then, as if it had been alone.
+
+        How many rows each commit gave: that of all, or those of each where they could not be carried out together.
+        """
         try:
             for statement in group:
                 self._carry_out(statement)
@@ -115,6 +118,8 @@ class Writer:
             for statement in group:
                 statement.rows, statement.error = [], None
                 self._alone(statement)
+            return [len(statement.rows) for statement in group]
+        return [sum(len(statement.rows) for statement in group)]
 
     def _carry_out(self, statement: Statement) -> None:
         try:

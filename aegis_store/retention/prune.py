@@ -210,6 +210,7 @@ class _Work:
             totals = self._run.totals.plus(removed, due.reason, first_of_session=first)
             made = self._run.write(conn, totals)
         self._run.committed(made, totals)
+        self._db.metrics.pruned(removed.events)
         self._adapt(time.monotonic() - began_s)
         return removed
 

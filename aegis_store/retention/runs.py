@@ -123,6 +123,8 @@ class Run:
         with db.write() as conn:
             made = self.write(conn, self.totals, outcome)
         self.id = made
+        if outcome != "reported":
+            db.metrics.ran_prune()
 
 
 def history(conn: Connection, limit: int) -> list[PruneRun]:

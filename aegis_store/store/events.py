@@ -6,6 +6,7 @@ from typing import Literal, overload
 
 from aegis_store import append, follow, read
 from aegis_store.events import Event, EventsMissed, Json, NewEvent, Page
+from aegis_store.metrics import now_ns
 from aegis_store.read import OnGap
 from aegis_store.settings import DEFAULT_PAGE_EVENTS
 from aegis_store.store.base import OpenStore
@@ -42,8 +43,11 @@ class Events(OpenStore):
         Raises `SessionNotFound`, `InvalidEvent` with the path inside the payload, `EventTooLarge`, `SequenceConflict`,
         `EventIdConflict`. Then nothing was appended. Interrupted (KeyboardInterrupt), it happened or did not.
         """
+        began_ns = now_ns()
         prepared = append.prepare(session_id, type, payload, event_id, expected_seq, occurred_at, run_id, payload_ref)
-        return append.append(self._db, prepared)
+        event = append.append(self._db, prepared)
+        self._db.metrics.appended(began_ns)
+        return event
 
     def append_many(self, session_id: str, events: Iterable[NewEvent], *, expected_seq: int | None = None) -> list[Event]:
         """Append events in one transaction, all or none, in order; the list of them as stored.
@@ -53,7 +57,10 @@ class Events(OpenStore):
         session's cap, and part of it has gone again). No event of others goes in between. `events` is read to its end before
         the transaction begins. Raises what `append` raises; then nothing was appended.
         """
-        return append.append_many(self._db, session_id, append.prepare_all(session_id, events), expected_seq)
+        began_ns = now_ns()
+        appended = append.append_many(self._db, session_id, append.prepare_all(session_id, events), expected_seq)
+        self._db.metrics.appended(began_ns)
+        return appended
 
     def read(
         self,
@@ -74,7 +81,10 @@ class Events(OpenStore):
         from `next_after_seq`. A page is one snapshot. Raises `SessionNotFound`, `InvalidInput`.
         """
         with self._db.read() as conn:
-            return read.page(conn, session_id, after_seq=after_seq, limit=limit, types=types, on_gap=on_gap)
+            page = read.page(conn, session_id, after_seq=after_seq, limit=limit, types=types, on_gap=on_gap)
+        if page.missed:
+            self._db.metrics.read_truncated()
+        return page
 
     def read_all(
         self, *, after_position: int | None = None, limit: int = DEFAULT_PAGE_EVENTS, on_gap: OnGap = "raise"
@@ -86,7 +96,10 @@ class Events(OpenStore):
         last position ever given raises `CursorAhead`. Raises `InvalidInput`.
         """
         with self._db.read() as conn:
-            return read.page_of_all(conn, after_position=after_position, limit=limit, on_gap=on_gap)
+            page = read.page_of_all(conn, after_position=after_position, limit=limit, on_gap=on_gap)
+        if page.is_truncated:
+            self._db.metrics.read_truncated()
+        return page.events
 
     @overload
     def follow(

@@ -12,9 +12,13 @@ class Overview(OpenStore):
     """The store at a glance."""
 
     def stats(self) -> StoreStats:
-        """The store at a glance. Looks at the session records, not at the events."""
+        """The store at a glance, and what this `EventStore` has done since it was opened.
+
+        `stats().as_metrics()` is a plain mapping, for the metrics of a host. Looks at the
+        session records, not at the events.
+        """
         with self._db.read() as conn:
-            return stats.stats(conn, self._db.target)
+            return stats.stats(conn, self._db.target, self._db.metrics)
 
     def health(self) -> Health:
         """Whether the store is well, and what to look at if not. Looks at no session: it costs the same in every store."""
