@@ -1,5 +1,6 @@
 """The command `bench`."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -52,15 +53,27 @@ _Pairs = Annotated[
 ]
 
 
+def parse_place(text: str) -> Path:
+    """A directory that is there and can be written."""
+    directory = Path(text)
+    if not text:
+        raise typer.BadParameter("a directory needs a name, not ''")
+    if not directory.exists():
+        raise typer.BadParameter(f"directory {text!r:.200} does not exist")
+    if not directory.is_dir():
+        raise typer.BadParameter(f"directory {text!r:.200} is a file")
+    if not os.access(directory, os.W_OK):
+        raise typer.BadParameter(f"directory {text!r:.200} cannot be written")
+    return directory
+
+
 def bench(
     directory: Annotated[
         Path | None,
         typer.Option(
             "--dir",
+            parser=parse_place,
             metavar="DIR",
-            exists=True,
-            file_okay=False,
-            writable=True,
             show_default=False,
             help="Where to make the files; it decides which disk is measured.",
         ),
@@ -94,7 +107,7 @@ def bench(
     The floor is a hand-written loop with the same SQL, pragmas and JSON on the bare driver. Both work in turn; the figures are
     medians over the pairs, the latencies those of all turns. About three minutes.
 
-    Example: aegis-store bench --quick
+    Example: aegis-store bench --quick --only append
     """
     if stored is not None and (only or quick):
         raise typer.BadParameter("--stored measures something of its own: it goes with neither --only nor --quick")

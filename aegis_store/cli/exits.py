@@ -46,6 +46,10 @@ def run() -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     _lose_no_ctrl_c()
+    if "_AEGIS_STORE_COMPLETE" in os.environ:
+        from aegis_store.cli import completion
+
+        completion.prepare()
     try:
         code = _flushed(_outcome())
     except KeyboardInterrupt:

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from aegis_store.retention.plan import PrunePlan
     from aegis_store.retention.policy import RetentionPolicy
 
-app = typer.Typer(help="Show or change the retention policy.", rich_markup_mode=None, invoke_without_command=True)
+app = typer.Typer(
+    help="Show or change the retention policy.\n\nExample: aegis-store policy show",
+    rich_markup_mode=None,
+    invoke_without_command=True,
+)
 
 _SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -137,7 +141,7 @@ def set_policy(
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change what is given, leave the rest; show old and new, and what goes.
+    """Change the knobs that are given; show old and new, and what goes.
 
     SIZE is a number of bytes, or one with KB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (of 1024): 500MB, 2GiB.
     DURATION is a number with d, h, m or s: 30d, 12h, 90m, 45s; or 0, but for --max-age.

@@ -64,9 +64,7 @@ def prune(
 ) -> None:
     """Show what the policy asks to remove; with --yes, remove it.
 
-    Example: aegis-store prune
-
-    Then: aegis-store prune --yes --archive /var/backups/agents
+    Example: aegis-store prune --yes --archive pruned-events
     """
     from aegis_store.cli.terminal import show, show_json
     from aegis_store.errors import InvalidInput

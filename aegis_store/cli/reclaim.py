@@ -37,7 +37,7 @@ def reclaim(
 
     Reads the store to its end first, which --max-seconds does not count: one that is damaged is refused, and left as it is.
 
-    Example: aegis-store prune --yes, then aegis-store reclaim
+    Example: aegis-store reclaim --free-ratio 0.1 --max-seconds 60
     """
     from aegis_store.errors import InvalidInput
 

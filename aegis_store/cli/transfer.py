@@ -24,7 +24,9 @@ def export(
     ],
     session: Annotated[
         list[str] | None,
-        typer.Option("--session", metavar="ID", help="Only this session; may be given again. Without it all of the store."),
+        typer.Option(
+            "--session", metavar="SESSION", help="Only this session; may be given again. Without it all of the store."
+        ),
     ] = None,
     db: Db = None,
     as_json: AsJson = False,
