@@ -133,14 +133,17 @@ class Database:
         asked_s = self.ask()
         turns = self.turns
         if turns.nobody_writes():
-            with turns.lock:  # not by way of a generator: see `Turns.lock`
+            thread = threading.get_ident()
+            with turns.lock:  # not by way of a generator: see `Turns`
                 try:
-                    turns.owner = threading.get_ident()
+                    turns.owner = thread
                     if turns.file_lock.try_acquire():
                         return self._execute(sql, parameters, asked_s)
                 finally:
-                    turns.owner = 0
-                    turns.file_lock.release()
+                    try:
+                        turns.file_lock.release()
+                    finally:
+                        turns.owner = 0
         try:
             return turns.outcome_of(sql, parameters, size_bytes, self.patience_s)
         except NoTurn:

@@ -71,6 +71,7 @@ class _Turn:
     """A place in the line for a transaction of one's own. One that is thrown away is over."""
 
     def __init__(self) -> None:
+        self.thread = threading.get_ident()
         self.granted, self.over = _taken_lock(), _taken_lock()
 
     def end(self) -> None:
@@ -91,7 +92,8 @@ class Turns:
 
     `lock` is held by whoever writes. It is taken by `with` in the caller's own frame wherever that can be: between a call of
     `acquire` and what follows it, or on the way out of a generator, Ctrl-C could come, and it would never be given back.
-    `owner` is the thread that has it; who gives it back says so first of all, before a call in which Ctrl-C could come.
+    `owner` is the thread that has it. It is set and taken back without a call in between, in which a signal could come: a
+    handler that writes is to be refused, and not to wait for the thread that it has interrupted.
     """
 
     def __init__(self, target: Target, carry_out: Callable[[], None], *, has_file_lock: bool) -> None:
@@ -123,13 +125,16 @@ class Turns:
     @contextmanager
     def at_once(self) -> Iterator[bool]:
         """The turn, without a line. False: another process has it."""
+        thread = threading.get_ident()
         with self.lock:
             try:
-                self.owner = threading.get_ident()
+                self.owner = thread
                 yield self.file_lock.try_acquire()
             finally:
-                self.owner = 0
-                self.file_lock.release()
+                try:
+                    self.file_lock.release()
+                finally:
+                    self.owner = 0
 
     # In the line
 
@@ -162,7 +167,6 @@ class Turns:
         try:
             if self._stood(turn, patience_s):
                 try:
-                    self.owner = threading.get_ident()
                     yield
                 finally:
                     self.owner = 0
@@ -170,6 +174,8 @@ class Turns:
                 return
         finally:
             self.withdraw(turn)
+            if self.owner == turn.thread:  # it was granted, and Ctrl-C came before it began
+                self.owner = 0
             turn.end()
         with self.round_the_line(asked_s, longest_s):
             yield
@@ -187,10 +193,11 @@ class Turns:
     @contextmanager
     def round_the_line(self, asked_s: float, longest_s: float) -> Iterator[None]:
         """The turn in this process, without asking for the file lock. Raises `StoreBusy` `longest_s` after `asked_s`."""
+        thread = threading.get_ident()
         if not self.lock.acquire(timeout=max(asked_s + longest_s - time.monotonic(), 0)):
             raise StoreBusy(store=self._store, waited_ms=int((time.monotonic() - asked_s) * 1000))
         try:
-            self.owner = threading.get_ident()
+            self.owner = thread
             yield
         finally:
             self.owner = 0
@@ -256,10 +263,11 @@ class Turns:
         if isinstance(first, Statement):
             self._carry_out()
         elif self.withdraw(first):
-            over = first.over
+            over, self.owner = first.over, first.thread
             first.granted.release()
             del first  # if its owner drops it too, it is over
             over.acquire()
+            self.owner = 0
 
     def take(self, most: int, most_bytes: int) -> list[Statement]:
         """The statements that stand in front, within these limits, at least one. Who is taken cannot leave any more."""

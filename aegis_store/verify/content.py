@@ -137,7 +137,7 @@ class SessionCheck:
             yield self._problem("record", "it has a time before the year 1 or after 9999")
         try:
             payloads.decode(row.metadata)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             yield self._problem("record", f"its metadata is no JSON: {error}")
 
     def _of_events(self, row: Row[Any], events: Iterable[Row[Any]]) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aegis_store import UNLIMITED, EventStore, NewEvent
+from aegis_store import UNLIMITED, EventStore, NewEvent, StoreBusy
 
 INTERRUPTS = 300
 
@@ -133,3 +133,34 @@ def test_an_append_that_was_cut_off_before_its_end_is_settled_when_the_caller_he
     shell.execute("BEGIN IMMEDIATE")  # nobody holds the store
     shell.execute("ROLLBACK")
     assert store.append("s", "t", 1).seq == last_seq + 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no timer signals")
+def test_a_signal_handler_that_appends_is_refused_or_served_and_waits_for_nothing_that_it_has_interrupted(
+    store: EventStore,
+) -> None:
+    store.create_session("s", max_events=UNLIMITED)
+    chance = random.Random(2)
+    took_s: list[float] = []
+    refused_after_ms: list[int] = []
+
+    def append_too(*_: object) -> None:
+        began_s = time.perf_counter()
+        try:
+            store.append("s", "handler", 1)
+        except StoreBusy as error:
+            refused_after_ms.append(error.waited_ms)
+        took_s.append(time.perf_counter() - began_s)
+        if len(took_s) < INTERRUPTS:
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, 0.002))
+
+    before = signal.signal(signal.SIGALRM, append_too)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        while len(took_s) < INTERRUPTS:
+            store.append("s", "t", 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert max(took_s) < 5
+    assert set(refused_after_ms) == {0}
