@@ -7,6 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aegis_store.activity import EventRate as EventRate
+    from aegis_store.activity import EventSample as EventSample
+    from aegis_store.activity import PayloadSizes as PayloadSizes
+    from aegis_store.activity import Share as Share
     from aegis_store.aio import AsyncEventStore as AsyncEventStore
     from aegis_store.errors import (
         AegisStoreError as AegisStoreError,
@@ -110,6 +114,8 @@ if TYPE_CHECKING:
     from aegis_store.events import (
         StoreStats as StoreStats,
     )
+    from aegis_store.overview import SessionOverview as SessionOverview
+    from aegis_store.overview import StoreOverview as StoreOverview
     from aegis_store.retention.compact import CompactReport as CompactReport
     from aegis_store.retention.limits import PolicyLoss as PolicyLoss
     from aegis_store.retention.plan import BudgetPlan as BudgetPlan
@@ -128,6 +134,7 @@ if TYPE_CHECKING:
     from aegis_store.verify.report import VerifyReport as VerifyReport
 
 _ROOMS = {
+    "aegis_store.activity": "EventRate EventSample PayloadSizes Share",
     "aegis_store.aio": "AsyncEventStore",
     "aegis_store.errors": (
         "AegisStoreError CursorAhead EventIdConflict EventsTruncated EventTooLarge FileUnavailable ImportRejected InvalidEvent "
@@ -137,6 +144,7 @@ _ROOMS = {
     "aegis_store.events": (
         "UNCHANGED UNLIMITED Event EventsMissed Health Histogram NewEvent Page Session SessionPage Status StoreStats"
     ),
+    "aegis_store.overview": "SessionOverview StoreOverview",
     "aegis_store.retention.compact": "CompactReport",
     "aegis_store.retention.limits": "PolicyLoss",
     "aegis_store.retention.plan": "BudgetPlan PrunePlan Truncation",

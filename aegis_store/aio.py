@@ -281,6 +281,8 @@ class AsyncEventStore:
     import_lines = _off_loop(EventStore.import_lines)
     import_aegis = _off_loop(EventStore.import_aegis)
 
+    overview = _off_loop(EventStore.overview)
+    session_overview = _off_loop(EventStore.session_overview)
     stats = _off_loop(EventStore.stats)
     health = _off_loop(EventStore.health)
     verify = _off_loop(EventStore.verify)

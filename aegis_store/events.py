@@ -296,6 +296,11 @@ def from_us(us: int) -> datetime:
     return EPOCH + timedelta(0, 0, us)
 
 
+def from_us_within(us: int) -> datetime:
+    """The same, or the nearest that a datetime can hold: a plain SQL shell can write any number."""
+    return from_us(min(max(us, _FIRST_US), _LAST_US))
+
+
 def checked_text(name: str, value: object, error: type[InvalidInput], max_bytes: int = MAX_TEXT_BYTES) -> str:
     """`value` if it can be an id or a type: 1 to `max_bytes` bytes of UTF-8, no control characters, no surrogates."""
     if type(value) is not str and not isinstance(value, str):

@@ -116,6 +116,23 @@ FOLLOW_LOOK_S: Final = 1.0
 # The walk by age of a budget looks at so many positions a step: some 10 ms.
 BUDGET_STEP_POSITIONS: Final = 10_000
 
+# An overview looks at so many of the newest events of the store, or of a session: 10 ms each, as the latter lie apart. Of a
+# session as many as it holds by default.
+SAMPLE_EVENTS: Final = 2000
+SAMPLE_EVENTS_OF_SESSION: Final = DEFAULT_MAX_EVENTS
+
+# It names so many types and sessions, those with the most events, and tells of so many prunes.
+SAMPLE_SHARES: Final = 10
+OVERVIEW_PRUNES: Final = 100
+
+# How many events came in each minute it finds to within this part of the whole hour: finer than any bar, with half of the
+# look-ups.
+RATE_PARTS: Final = 1000
+
+# How many bytes were removed from a session that still holds events takes a look at one of these, 4 to 10 µs. An overview
+# does not look at more sessions than this, but estimates.
+SESSIONS_LOOKED_AT: Final = 1000
+
 # The history of prunes is bounded as everything else: a run an hour makes six weeks.
 MAX_PRUNE_RUNS: Final = 1000
 

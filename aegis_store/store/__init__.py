@@ -4,7 +4,7 @@
     events      append append_many read read_all follow
     retention   retention_policy set_retention_policy plan_policy plan_prune prune prune_history reclaim
     transfer    export import_lines import_aegis
-    overview    stats health verify
+    overview    overview session_overview stats health verify
     here        open upgrade compact close
 
 Each line is a file beside this one; `base` is what they stand on.
