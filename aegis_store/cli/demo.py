@@ -65,7 +65,7 @@ def demo(
     Example: aegis-store demo
     """
     from aegis_store.bench.disk import fsync_us
-    from aegis_store.cli.look import inspect_store
+    from aegis_store.cli.inspect import show_store
     from aegis_store.cli.terminal import show, show_json
     from aegis_store.store import EventStore
     from aegis_store.transfer.aegis_file import staged
@@ -86,7 +86,7 @@ def demo(
         if as_json:
             show_json({"store": str(place), **results})
         else:
-            inspect_store(store, str(place), as_json=False)
+            show_store(store, str(place))
             _show(place, results)
 
 

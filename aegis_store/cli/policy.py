@@ -83,7 +83,7 @@ def show_policy(context: typer.Context, db: Db = None, as_json: AsJson = False) 
 
     Example: aegis-store policy show --json
     """
-    from aegis_store.cli.look import policy_fields
+    from aegis_store.cli.nouns import policy_fields
     from aegis_store.cli.terminal import show_facts, show_json
 
     with open_to_look(context, db) as store:
@@ -174,7 +174,7 @@ def set_policy(
 def _show_change(
     old: "RetentionPolicy", new: "RetentionPolicy", loss: "PolicyLoss", plan: "PrunePlan", *, as_json: bool
 ) -> None:
-    from aegis_store.cli.look import policy_fields
+    from aegis_store.cli.nouns import policy_fields
     from aegis_store.cli.terminal import plural, show, show_json, show_table, size, table
 
     if as_json:
@@ -206,7 +206,7 @@ def _loss_words(loss: "PolicyLoss") -> str:
 
 def _words(policy: "RetentionPolicy") -> dict[str, str]:
     """Each knob as a person reads it, in the order of the table in the README."""
-    from aegis_store.cli.look import cap_field
+    from aegis_store.cli.nouns import cap_field
     from aegis_store.cli.terminal import duration, size
 
     def bytes_words(limit: int | None) -> str:

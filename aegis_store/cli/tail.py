@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aegis_store.cli.look import event_fields, preview, show_missed
+from aegis_store.cli.nouns import event_fields, preview, show_missed
 from aegis_store.cli.options import AsJson, Db, open_to_look
 
 if TYPE_CHECKING:

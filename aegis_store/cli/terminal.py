@@ -49,11 +49,11 @@ def show(*lines: str) -> None:
 def show_prose(*texts: str, stderr: bool = False) -> None:
     """Print sentences, which go on below where the terminal ends."""
     for text in texts:
-        for line in _lines(text, console().width):
+        for line in wrapped(text, console().width):
             print(line, file=sys.stderr if stderr else sys.stdout)
 
 
-def _lines(text: str, width: int) -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     """`text` in lines of so many columns, of which a wide character takes two; between words, where there is a space."""
     from rich.text import Text
 
@@ -95,7 +95,7 @@ def show_facts(facts: Mapping[str, object], *, title: str | None = None) -> None
         show_prose(title)
     width = max(map(len, facts))
     for name, value in facts.items():
-        first, *others = _lines(str(value), console().width - width - 4)
+        first, *others = wrapped(str(value), console().width - width - 4)
         show(f"  {name:<{width}}  {first}", *(f"{'':<{width + 4}}{line}" for line in others))
 
 

@@ -127,7 +127,7 @@ def _checked(files: list[Path], tell: "Callable[[int, int], None]") -> list[_Che
 
 def _lines_fields(checked: _Checked, report: "LinesReport") -> dict[str, Any]:
     """The report, with the policy of the file under the names that all commands use."""
-    from aegis_store.cli.look import policy_fields
+    from aegis_store.cli.nouns import policy_fields
 
     policy = checked.policy and policy_fields(checked.policy)
     return {"file": str(checked.file), **asdict(report), "policy": policy}
@@ -135,7 +135,7 @@ def _lines_fields(checked: _Checked, report: "LinesReport") -> dict[str, Any]:
 
 def _show_lines(checked: list[_Checked], reports: "list[LinesReport]", place: str) -> None:
     """All of them in one summary. What was refused names its file, if there are several."""
-    from aegis_store.cli.look import policy_words
+    from aegis_store.cli.nouns import policy_words
     from aegis_store.cli.terminal import plural, show_facts
     from aegis_store.transfer.standing import BroughtIn, Refusal
 

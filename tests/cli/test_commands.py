@@ -77,7 +77,7 @@ def test_times_in_inspect_say_that_they_are_utc(run: Run, filled: Path) -> None:
     assert re.search(r"last prune +[0-9-]+ [0-9:]+ UTC, done", run("inspect", "--db", str(filled)).stdout)
     done = run("inspect", "run-2", "--db", str(filled))
     times = re.findall(r"[0-9-]{10} [0-9:]{8}(.{4})", done.stdout)
-    assert times == [" UTC"] * 5  # created, updated, ended, last event, removed
+    assert times == [" UTC"] * 5  # updated, removed, created, last event, ended
 
 
 def test_an_empty_file_is_told_in_one_piece_of_advice(run: Run, tmp_path: Path) -> None:
