@@ -6,7 +6,7 @@ positions, since the times of recording rise with them. None reads a payload, so
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -17,9 +17,10 @@ from sqlalchemy import Connection
 from aegis_store.checksum import LAST_POSITION_SQL
 from aegis_store.events import from_us_within, to_us
 from aegis_store.settings import RATE_PARTS, SAMPLE_EVENTS, SAMPLE_SHARES
+from aegis_store.sqlite_errors import damaged
 
 _NEWEST: Final = """
-SELECT event.type, event.recorded_at, event.bytes_before, session.id, session.session_id, session.total_bytes
+SELECT event.type, event.recorded_at, event.bytes_before, session.total_bytes, session.id, session.session_id
 FROM event CROSS JOIN session ON session.id = event.session ORDER BY event.position DESC LIMIT :most
 """
 _NEWEST_OF_SESSION: Final = """
@@ -87,12 +88,10 @@ def newest(conn: Connection) -> EventSample:
     types, sessions = _Shares(), _Shares()
     end: dict[int, int] = {}  # by session: the bytes before the event that was looked at before this one, the next by seq
     since = None
-    for type_, recorded_us, bytes_before, key, session_id, total_bytes in conn.exec_driver_sql(
-        _NEWEST, {"most": SAMPLE_EVENTS}
-    ):
+    for type_, recorded_us, bytes_before, total_bytes, key, session_id in _rows(conn, _NEWEST, most=SAMPLE_EVENTS):
         payload_bytes = max(end.get(key, total_bytes) - bytes_before, 0)
         end[key] = bytes_before
-        if session_id is not None:
+        if isinstance(session_id, str):  # else it is being deleted
             types.add(type_, payload_bytes)
             sessions.add(session_id, payload_bytes)
             since = recorded_us if since is None else min(since, recorded_us)
@@ -101,15 +100,23 @@ def newest(conn: Connection) -> EventSample:
 
 def newest_of_session(conn: Connection, row: Any, most: int) -> tuple[EventSample, PayloadSizes]:
     """The newest events of a session, `most` of them at the most. `row` is its row of the table `session`."""
-    bounds = {"session": row.id, "after": max(row.last_seq - most, row.first_seq - 1)}
+    after = max(row.last_seq - most, row.first_seq - 1)
     types = _Shares()
     sizes: list[int] = []
     end, since = row.total_bytes, None
-    for type_, recorded_us, bytes_before in conn.exec_driver_sql(_NEWEST_OF_SESSION, bounds):
+    for type_, recorded_us, bytes_before in _rows(conn, _NEWEST_OF_SESSION, session=row.id, after=after):
         sizes.append(max(end - bytes_before, 0))
         types.add(type_, sizes[-1])
         end, since = bytes_before, recorded_us if since is None else min(since, recorded_us)
     return EventSample(events=types.total, since=_moment(since), types=types.largest(), sessions=()), _sizes(sizes)
+
+
+def _rows(conn: Connection, sql: str, **bounds: int) -> Iterator[Any]:
+    """Rows that begin with a type and with numbers. `StoreCorrupt` where they are not: no checksum is looked at here."""
+    for row in conn.exec_driver_sql(sql, bounds):
+        if not isinstance(row[0], str) or not all(isinstance(number, int) for number in row[1:4]):
+            raise damaged(conn, "an event has something else where its type or a number belongs")
+        yield row
 
 
 def _moment(us: int | None) -> datetime | None:
@@ -158,7 +165,9 @@ class _Known:
     """
 
     def __init__(self, conn: Connection, now_us: int) -> None:
-        created_at, removed_at, last = conn.exec_driver_sql(_EDGES).one()
+        created_at, removed_at, last = edges = conn.exec_driver_sql(_EDGES).one()
+        if not all(edge is None or isinstance(edge, int) for edge in edges):
+            raise damaged(conn, "a count or a time of it is no number")
         self._conn = conn
         self._has_gap = self._has_disorder = False
         self._positions: list[int] = [0, last + 1]
@@ -207,6 +216,8 @@ class _Known:
 
     def _look(self, sql: str, **bounds: int) -> tuple[int, int] | None:
         found = self._conn.exec_driver_sql(sql, bounds).fetchone()
+        if found is not None and not isinstance(found[1], int):
+            raise damaged(self._conn, f"the event at position {found[0]} has a time that is no number")
         return None if found is None else (found[0], found[1])
 
     def _note(self, position: int, time_us: int) -> None:

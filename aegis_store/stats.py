@@ -6,10 +6,12 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Integer, and_, case, cast, func, select, text
 
+from aegis_store.errors import shown
 from aegis_store.events import Status, StoreStats
 from aegis_store.metrics import Metrics
 from aegis_store.schema import NAMED, event, session, store, tombstone
 from aegis_store.settings import SESSIONS_LOOKED_AT
+from aegis_store.sqlite_errors import damaged
 from aegis_store.target import Target
 
 _COUNT: Final = session.c.last_seq - session.c.first_seq + 1
@@ -72,7 +74,7 @@ def numbers(conn: Connection, target: Target, metrics: Metrics, *, looks: int | 
     buried = conn.execute(_BURIED).one()
     wal_bytes = size_of(target, "-wal")
     found = StoreStats(
-        sessions={Status(status): count for status, count in by_status},
+        sessions={_status(conn, status): count for status, count in by_status},
         events=sums.events,
         retained_bytes=sums.bytes - removed_bytes,
         removed_events=sums.removed_events + buried.events,
@@ -83,6 +85,13 @@ def numbers(conn: Connection, target: Target, metrics: Metrics, *, looks: int | 
         **metrics.shown(),
     )
     return Numbers(stats=found, bytes_are_estimates=not is_exact, at_cap=sums.at_cap)
+
+
+def _status(conn: Connection, found: Any) -> Status:
+    try:
+        return Status(found)
+    except ValueError:
+        raise damaged(conn, f"a session has the status {shown(found)}, which there is not") from None
 
 
 def free_bytes(conn: Connection) -> int:

@@ -1,14 +1,18 @@
 """The store, and a session, at a glance: what is told, and that telling it does not grow with the store."""
 
+import random
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aegis_store import (
     UNLIMITED,
+    AegisStoreError,
     EventStore,
     InvalidInput,
     NewEvent,
@@ -16,6 +20,7 @@ from aegis_store import (
     SessionNotFound,
     StoreCorrupt,
     activity,
+    driver,
     overview,
     stats,
 )
@@ -292,6 +297,61 @@ def test_damage_to_the_record_or_to_an_event_that_is_shown_is_told(store: EventS
     with pytest.raises(StoreCorrupt, match="event 3"):
         store.session_overview("s")
     assert store.session_overview("s", last=0).newest.events == 3
+
+
+@pytest.mark.parametrize("rounds", [150, pytest.param(20_000, marks=pytest.mark.torture)])
+def test_a_changed_byte_is_told_as_damage_or_does_no_harm(
+    store: EventStore, path: Path, tmp_path: Path, chance: random.Random, rounds: int
+) -> None:
+    for number in range(4):
+        store.create_session(f"s{number}", max_events=5)
+        store.append_many(f"s{number}", [NewEvent(type="t", payload=n) for n in range(4 + number % 2)])
+        store.append(f"s{number}", "other", {"x": "y" * 30})
+    store.set_status("s1", "failed")
+    store.prune()
+    store.delete_session("s2")
+    store.close()
+    content = path.read_bytes()
+    written = [place for place, byte in enumerate(content) if byte]
+    damaged = tmp_path / "damaged.db"
+    for _ in range(rounds):
+        changed = bytearray(content)
+        changed[chance.choice(written)] ^= 1 << chance.randrange(8)
+        damaged.write_bytes(changed)
+        with suppress(AegisStoreError), EventStore.open(damaged, read_only=True) as opened:
+            for look in (opened.overview, opened.stats, lambda: opened.session_overview("s0")):
+                with suppress(AegisStoreError):
+                    look()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE event SET recorded_at = x'31'",
+        "UPDATE event SET type = x'31'",
+        "UPDATE event SET bytes_before = 'x'",
+        "UPDATE session SET total_bytes = 'x'",
+        "UPDATE session SET created_at = 'x'",
+        "UPDATE session SET status = 'odd'",
+    ],
+)
+def test_a_row_with_something_else_in_a_column_is_told_as_damage(path: Path, store: EventStore, damage: str) -> None:
+    store.create_session("s")
+    store.append("s", "t", 1)
+    store.close()
+    shell = driver.dbapi.connect(str(path), isolation_level=None)
+    for (trigger,) in shell.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
+        shell.execute(f"DROP TRIGGER {trigger}")
+    shell.execute("PRAGMA ignore_check_constraints = ON")
+    shell.execute("PRAGMA writable_schema = ON")  # so that a column may hold what a damaged row does
+    shell.execute("UPDATE sqlite_schema SET sql = replace(sql, 'STRICT', '') WHERE type = 'table'")
+    shell.close()
+    shell = driver.dbapi.connect(str(path), isolation_level=None)
+    shell.execute("PRAGMA ignore_check_constraints = ON")
+    shell.execute(damage)
+    shell.close()
+    with EventStore.open(path, read_only=True) as opened, pytest.raises(StoreCorrupt):
+        opened.overview()
 
 
 # What it costs
