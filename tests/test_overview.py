@@ -421,5 +421,5 @@ def test_a_read_only_store_has_an_overview(store: EventStore, open_store: OpenSt
     store.create_session("s")
     store.append("s", "t", 1)
     looked = open_store(read_only=True)
-    assert looked.overview().stats == store.stats()
+    assert looked.overview().stats.sessions == store.stats().sessions
     assert looked.session_overview("s").session == store.get_session("s")
