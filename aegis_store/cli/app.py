@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from aegis_store.cli import bench, completion, demo, deploy, inspect, look, policy, prune, reclaim, tail, transfer, verify
+from aegis_store.cli import append, bench, completion, demo, deploy, inspect, look, policy, prune, reclaim, tail, transfer, verify
 from aegis_store.cli.options import DEFAULT_PATH, URL_VARIABLE, Db
 
 # What `aegis-store` alone shows, as far as there are such commands.
@@ -93,6 +93,7 @@ app.command()(demo.demo)
 app.command()(inspect.inspect)
 app.command()(look.sessions)
 app.command()(look.events)
+app.command()(append.append)
 app.command()(tail.tail)
 app.command()(prune.prune)
 app.add_typer(policy.app, name="policy")

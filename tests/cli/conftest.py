@@ -33,6 +33,9 @@ def _run(directory: Path, environment: Mapping[str, str], outputs: Path, argumen
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
+    if (outputs / "stdin").exists():
+        os.dup2(os.open(outputs / "stdin", os.O_RDONLY), 0)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
     for descriptor, name in enumerate(OUTPUTS, 1):
         os.dup2(os.open(outputs / name, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
         setattr(sys, name, open(descriptor, "w", encoding=environment["PYTHONIOENCODING"], closefd=False))  # noqa: SIM115
@@ -47,10 +50,12 @@ def run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, context: ForkS
     A fork of a process that has imported all: an interpreter takes longer to start than most commands to run.
     """
 
-    def run_one(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    def run_one(*arguments: str, stdin: bytes | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
         inherited = {name: value for name, value in os.environ.items() if name not in ("AEGIS_STORE_URL", "COLUMNS")}
         given = {**inherited, "PYTHONIOENCODING": "utf-8", **environment}
         outputs = tmp_path_factory.mktemp("outputs")
+        if stdin is not None:
+            (outputs / "stdin").write_bytes(stdin)
         process = context.Process(target=_run, args=(tmp_path, given, outputs, arguments))
         process.start()
         process.join(120)
