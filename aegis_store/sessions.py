@@ -171,7 +171,12 @@ def ensure(db: Database, record: Mapping[str, Any]) -> Session:
     if standing is not None:
         return standing
     with db.write() as conn:
-        return _standing(conn, record) or create(conn, record)
+        return standing_or_new(conn, record)
+
+
+def standing_or_new(conn: Connection, record: Mapping[str, Any]) -> Session:
+    """The same inside your transaction."""
+    return _standing(conn, record) or create(conn, record)
 
 
 def _standing(conn: Connection, record: Mapping[str, Any]) -> Session | None:

@@ -154,3 +154,9 @@ ORPHAN_AGE_S: Final = 600.0
 
 # An import of gigabytes takes some minutes. A directory of notes that old was left behind by one that died.
 SCRATCH_AGE_S: Final = 3600.0
+
+# A `record` that finds events in the spool brings them in first, for so long: some thousand events. The agent waits for it.
+RECORD_FLUSH_S: Final = 1.0
+
+# What a hook sends is read up to here. The store takes 16 MiB at the most; what is larger is set aside, as far as it goes.
+MAX_HOOK_BYTES: Final = 64 * 1024 * 1024

@@ -30,6 +30,7 @@ def context() -> ForkServerContext:
         [
             *("tests.crash.writers", "tests.crash.removers", "tests.cli.conftest"),
             *("aegis_store.aio", "aegis_store.cli.app", "alembic.command", "sqlalchemy.dialects.sqlite", "rich.console"),
+            *("aegis_store.recording", "pydantic"),
         ]
     )
     return context

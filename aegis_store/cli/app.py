@@ -1,11 +1,28 @@
 """The commands, put together. Imports nothing heavy: commands import what they need when they run."""
 
+import gc
 from typing import Annotated, Any, Final, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from aegis_store.cli import append, bench, completion, demo, deploy, inspect, look, policy, prune, reclaim, tail, transfer, verify
+from aegis_store.cli import (
+    append,
+    bench,
+    completion,
+    demo,
+    deploy,
+    inspect,
+    look,
+    policy,
+    prune,
+    reclaim,
+    record,
+    spool,
+    tail,
+    transfer,
+    verify,
+)
 from aegis_store.cli.options import DEFAULT_PATH, URL_VARIABLE, Db
 
 # What `aegis-store` alone shows, as far as there are such commands.
@@ -73,6 +90,7 @@ def root(
     ] = False,
 ) -> None:
     # `--db` is looked up by `options.place_of`.
+    gc.enable()  # see `exits.run`
     if context.invoked_subcommand is None:
         _show_first_commands(cast(TyperGroup, context.command))
 
@@ -94,6 +112,8 @@ app.command()(inspect.inspect)
 app.command()(look.sessions)
 app.command()(look.events)
 app.command()(append.append)
+app.command()(record.record)
+app.add_typer(spool.app, name="spool")
 app.command()(tail.tail)
 app.command()(prune.prune)
 app.add_typer(policy.app, name="policy")
@@ -106,5 +126,5 @@ app.command()(deploy.upgrade)
 app.command()(bench.bench)
 
 completion.teach(app)
-for command in (*app.registered_commands, *policy.app.registered_commands):
+for command in (*app.registered_commands, *policy.app.registered_commands, *spool.app.registered_commands):
     command.cls = _Command

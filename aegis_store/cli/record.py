@@ -1,0 +1,120 @@
+"""The command `record`: what a coding agent calls at each of its hooks."""
+
+import gc
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aegis_store.cli.options import Db, place_of
+
+if TYPE_CHECKING:
+    from aegis_store.events import Event
+    from aegis_store.spool import Kept, Received
+
+_LENIENT_BUSY_TIMEOUT_S = 1.0
+_BUSY_TIMEOUT_S = 10.0
+
+
+def record(
+    context: typer.Context,
+    session_field: Annotated[
+        str, typer.Option("--session-field", metavar="NAME", help="Where the event names its session; a.b for b inside of a.")
+    ] = "session_id",
+    type_field: Annotated[
+        str, typer.Option("--type-field", metavar="NAME", help="Where it names its type, likewise.")
+    ] = "hook_event_name",
+    tenant: Annotated[str, typer.Option(metavar="NAME", help="The tenant of a session that is new.")] = "default",
+    owner: Annotated[str, typer.Option(metavar="NAME", help="The owner of a session that is new.")] = "default",
+    lenient: Annotated[
+        bool, typer.Option("--lenient", help="Never fail: keep what cannot be recorded in the spool, and exit with 0.")
+    ] = False,
+    busy_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="SECONDS", help="How long to wait for other writers: 10, or 1 with --lenient.", show_default=False
+        ),
+    ] = None,
+    db: Db = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the event as it is stored; without it nothing.")] = False,
+) -> None:
+    """Record a hook event of an agent, from stdin.
+
+    It is a JSON object, and is stored as it is. Its session is created if it is new, and so is the store. SessionStart and
+    UserPromptSubmit set the status running, SessionEnd completed. Nothing is pruned, and nothing printed.
+
+    With --lenient an event that cannot be recorded now (the store is busy, damaged or of another schema, the disk full …) is
+    kept beside the store, in NAME-spool, or where that cannot be written in the state directory of the user. The next call
+    brings in what waits, for up to a second, before its own event, so that the events of calls that follow each other stay
+    in order; `aegis-store spool flush` brings in all. What the store will never take is set aside, and named on stderr.
+
+    Example: aegis-store record --lenient --db agents.db < event.json
+    """
+    # The time goes into imports, for which there is no garbage to collect, neither now nor at the end.
+    gc.disable()
+    if lenient:  # an agent that loses patience: the event is kept as with Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _record(
+            _received(session_field, type_field, tenant, owner),
+            place_of(context, db),
+            _busy_timeout_ms(busy_timeout, lenient=lenient),
+            lenient=lenient,
+            as_json=as_json,
+        )
+    finally:
+        gc.freeze()
+
+
+def _busy_timeout_ms(busy_timeout_s: float | None, *, lenient: bool) -> int:
+    default_s = _LENIENT_BUSY_TIMEOUT_S if lenient else _BUSY_TIMEOUT_S
+    return int((default_s if busy_timeout_s is None else busy_timeout_s) * 1000)
+
+
+def _received(session_field: str, type_field: str, tenant: str, owner: str) -> "Received":
+    from datetime import UTC, datetime
+    from secrets import token_hex
+
+    from aegis_store.settings import MAX_HOOK_BYTES
+    from aegis_store.spool import Received
+
+    return Received(
+        content=sys.stdin.buffer.read(MAX_HOOK_BYTES) if sys.stdin else b"",
+        event_id=token_hex(16),
+        received_at=datetime.now(UTC),
+        session_field=session_field,
+        type_field=type_field,
+        tenant=tenant,
+        owner=owner,
+    )
+
+
+def _record(received: "Received", place: str, busy_timeout_ms: int, *, lenient: bool, as_json: bool) -> None:
+    from aegis_store.cli.look import event_fields
+    from aegis_store.cli.terminal import show_json
+    from aegis_store.spool import Kept, recorded_or_kept
+
+    def attempt() -> "Event":
+        from aegis_store import recording
+        from aegis_store.target import Target
+
+        return recording.record(Target.of(place), received, busy_timeout_ms=busy_timeout_ms, only_in_order=lenient)
+
+    outcome = recorded_or_kept(place, received, attempt) if lenient else attempt()
+    if isinstance(outcome, Kept):
+        _tell(outcome)
+    elif as_json:
+        show_json(event_fields(outcome))
+
+
+def _tell(kept: "Kept") -> None:
+    from aegis_store.cli.terminal import printable
+
+    if kept.file is None:
+        said = f"an event is lost, it could not be kept either ({kept.problem}): {kept.reason}"
+    elif kept.rejected:
+        said = f"an event was set aside in {kept.file}: {kept.reason}"
+    else:
+        said = f"an event waits in {kept.file.parent}: {kept.reason}"
+    print(f"aegis-store: {printable(said)}", file=sys.stderr)  # noqa: T201
