@@ -81,9 +81,11 @@ def flush(target: Target, *, busy_timeout_ms: int, on_progress: OnFlushed | None
     Some at a time in a transaction; their files go after it is committed, so that a flush may be interrupted at any point, and
     run again. (An event whose flush was killed between the two, and that was pruned before the next, would come in again.)
     Events that this store will never take are set aside. Two flushes at once take turns. Where nothing waits, the store is
-    not opened. Raises what opening and writing a store raise, and `FileUnavailable` when the spool cannot be changed.
+    not opened. Raises what opening and writing a store raise, and `FileUnavailable` when the spool cannot be read or changed.
     """
     spool, report = Spool(target), FlushReport()
+    if theirs := spool.of_another_user():
+        raise FileUnavailable(file=str(theirs), detail="permission denied: run this as the user whose events wait there")
     if spool.waiting():
         with _opened(target, busy_timeout_ms) as db:
             _bring_in(db, spool, report, on_progress=on_progress)

@@ -95,7 +95,9 @@ class Spool:
     """The files of the events that wait for one store. Safe for threads and processes."""
 
     def __init__(self, target: Target) -> None:
-        self.places = (target.side_file("-spool"), _place_elsewhere(target))
+        elsewhere = _place_elsewhere(target)
+        # A user without a home has a state directory wherever he is, which nobody would find again.
+        self.places = (target.side_file("-spool"), *((elsewhere,) if elsewhere.is_absolute() else ()))
 
     def add(self, received: Received, *, rejected: bool = False) -> Path:
         """Keep it, durably: beside the store, else in the state directory. Raises `OSError` when neither can be written."""
@@ -108,12 +110,18 @@ class Spool:
         raise problem or OSError("there is no place for it")
 
     def waiting(self) -> list[Path]:
-        """The files of those that wait, in the order in which they were received."""
+        """The files of those that wait, in the order in which they were received. Not those that another user keeps."""
         return sorted((file for place in self.places for file in _files(place)), key=lambda file: file.name)
 
     def rejected(self) -> list[Path]:
         """The files of those that can never come in, likewise."""
         return sorted((file for place in self.places for file in _files(place / "rejected")), key=lambda file: file.name)
+
+    def of_another_user(self) -> Path | None:
+        """A place whose files this user may not read or remove, if there is one."""
+        return next(
+            (place for place in self.places if place.is_dir() and not os.access(place, os.R_OK | os.W_OK | os.X_OK)), None
+        )
 
     def lock(self) -> FileLock:
         """For who brings them in: two at once would do everything twice, if harmlessly. Close it."""
@@ -186,7 +194,7 @@ def _files(directory: Path, suffix: str = _SUFFIX) -> list[Path]:
     try:
         with os.scandir(directory) as entries:
             return [directory / entry.name for entry in entries if entry.name.endswith(suffix)]
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
 
 

@@ -80,7 +80,8 @@ def _received(session_field: str, type_field: str, tenant: str, owner: str) -> "
     from aegis_store.spool import Received
 
     return Received(
-        content=sys.stdin.buffer.read(MAX_HOOK_BYTES) if sys.stdin else b"",
+        # A terminal has nothing to say, and no agent is to wait for it.
+        content=sys.stdin.buffer.read(MAX_HOOK_BYTES) if sys.stdin and not sys.stdin.isatty() else b"",
         event_id=token_hex(16),
         received_at=datetime.now(UTC),
         session_field=session_field,

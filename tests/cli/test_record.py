@@ -200,6 +200,49 @@ def test_a_stdin_that_is_closed_is_told(path: Path) -> None:
         assert "is empty" in done.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="terminals")
+def test_a_terminal_is_not_waited_for(path: Path) -> None:
+    import pty
+
+    controller, terminal = pty.openpty()
+    command = [*COMMAND, "record", "--db", str(path)]
+    done = subprocess.run(command, stdin=terminal, capture_output=True, text=True, timeout=60, check=False)
+    os.close(controller)
+    os.close(terminal)
+    assert (done.returncode, "is empty" in done.stderr) == (2, True)
+
+
+def test_a_user_without_a_home_has_no_second_place(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    from aegis_store import spool
+    from aegis_store.target import Target
+
+    monkeypatch.setattr(spool, "user_state_path", lambda *_, **__: Path("~/.local/state"))
+    assert spool.Spool(Target.of(path)).places == (path.with_name("aegis.db-spool"),)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions")
+def test_a_spool_of_another_user_is_no_reason_to_fail_but_a_flush_says_so(
+    run: Run, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aegis_store import FileUnavailable, recording, spool
+    from aegis_store.target import Target
+
+    spool_some(run, path, hook())
+    listed, allowed = os.scandir, os.access
+    theirs = path.with_name("aegis.db-spool")
+
+    def scandir(directory: Path) -> Any:
+        if Path(directory) == theirs:
+            raise PermissionError(13, "Permission denied", str(directory))
+        return listed(directory)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "access", lambda file, mode: Path(file) != theirs and allowed(file, mode))
+    assert spool.Spool(Target.of(path)).waiting() == []
+    with pytest.raises(FileUnavailable, match="run this as the user whose events wait"):
+        recording.flush(Target.of(path), busy_timeout_ms=1000)
+
+
 def test_without_lenient_a_store_that_is_busy_is_told_and_nothing_spooled(run: Run, path: Path) -> None:
     with locked(path):
         done = run("record", "--busy-timeout", "0.1", stdin=hook())
