@@ -30,11 +30,11 @@ _FIRST_COMMANDS: Final = {
     "demo": ("", "see what it does, on a file of its own"),
     "record": ("", "store a hook event, given as JSON on stdin"),
     "append": (" SESSION TYPE", "store an event of your own"),
-    "inspect": ("", "the store at a glance; with SESSION, that session"),
+    "inspect": ("", "the store at a glance, or one session"),
     "events": (" SESSION", "what happened in a session"),
     "tail": (" --follow", "what happens now"),
     "policy": (" show", "what is kept, and how long"),
-    "prune": ("", "what would be removed now; with --yes, remove it"),
+    "prune": ("", "what would be removed; --yes removes it"),
 }
 
 

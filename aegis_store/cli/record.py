@@ -49,7 +49,7 @@ def record(
     brings in what waits, for up to a second, before its own event, so that the events of calls that follow each other stay
     in order; `aegis-store spool flush` brings in all. What the store will never take is set aside, and named on stderr.
 
-    Example: aegis-store record --lenient --db agents.db < event.json
+    Example: aegis-store record --lenient --json < event.json
     """
     # The time goes into imports, for which there is no garbage to collect, neither now nor at the end.
     gc.disable()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from aegis_store.recording import FlushReport
 
 app = typer.Typer(
-    help="Events that wait to be recorded.",
+    help="Events that wait to be recorded.\n\nExample: aegis-store spool show",
     invoke_without_command=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

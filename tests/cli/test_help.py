@@ -67,6 +67,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if name == "agents.db":
                 store.export(place / "old-events/1.jsonl.gz")
     (place / "aegis-state.json.gz").write_bytes(gzip.compress(b'{"version": 1, "sessions": [], "events": []}'))
+    (place / "event.json").write_text('{"session_id": "run-42", "hook_event_name": "Stop"}')
     (place / "bin").mkdir()
     jq = place / "bin/jq"  # which not every machine has
     jq.write_text("#!/bin/sh\ncat\n")
