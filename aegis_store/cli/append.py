@@ -166,7 +166,7 @@ def _event_of_line(line: bytes, where: str, type_: str | None) -> "NewEvent":
 
 
 def _show(session: str, appended: "Iterable[Event]", *, as_json: bool) -> None:
-    from aegis_store.cli.look import event_fields
+    from aegis_store.cli.nouns import event_fields
     from aegis_store.cli.terminal import count, plural, show, show_json
 
     events = list(appended)

@@ -92,7 +92,7 @@ def _received(session_field: str, type_field: str, tenant: str, owner: str) -> "
 
 
 def _record(received: "Received", place: str, busy_timeout_ms: int, *, lenient: bool, as_json: bool) -> None:
-    from aegis_store.cli.look import event_fields
+    from aegis_store.cli.nouns import event_fields
     from aegis_store.cli.terminal import show_json
     from aegis_store.spool import Kept, recorded_or_kept
 
