@@ -163,6 +163,25 @@ def test_the_readmes_commands_and_its_shell_statements_run(tmp_path: Path) -> No
         assert store.read("run-42").events[-1].payload == {"by": "hand"}
 
 
+def test_three_recorded_hooks_look_as_the_readme_shows_them(tmp_path: Path) -> None:
+    record, inspect = (
+        line for line in re.findall(r"^\$ (.*)$", README, re.MULTILINE) if "run-7" in line or line.endswith("inspect")
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "COLUMNS": "80", "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", "TERM": "xterm"}
+    for command in (record, inspect):
+        done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, check=True)
+    shown = README.split("The first prints nothing, the second this:\n\n```text\n")[1].split("```")[0]
+    assert without_times(done.stdout.decode()) == without_times(shown)
+
+
+def without_times(picture: str) -> list[str]:
+    """Its lines, but for those of the minutes and hours, which depend on when it is."""
+    lines = re.sub(r"[\d-]+ \d\d:\d\d:\d\d|SQLite [\d.]+", "…", picture).splitlines()
+    start = lines.index("Events appended")
+    return lines[:start] + lines[start + 6 :]
+
+
 def test_the_readme_lists_every_exit_code() -> None:
     from aegis_store.cli import exits
 
