@@ -43,13 +43,13 @@ def append(
     create: Annotated[bool, typer.Option("--create", help="Create the session, and the store, if there is none.")] = False,
     event_id: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="The event's own id, which makes it harmless to repeat.", show_default=False),
+        typer.Option(metavar="EVENT_ID", help="The event's own id, which makes it harmless to repeat.", show_default=False),
     ] = None,
     expected_seq: Annotated[
         int | None,
         typer.Option(min=0, metavar="SEQ", help="Append only if this is the session's last seq.", show_default=False),
     ] = None,
-    run_id: Annotated[str | None, typer.Option(metavar="ID", help="The run it belongs to.", show_default=False)] = None,
+    run_id: Annotated[str | None, typer.Option(metavar="RUN_ID", help="The run it belongs to.", show_default=False)] = None,
     payload_ref: Annotated[
         str | None, typer.Option(metavar="REF", help="Where the bulk of the payload is kept.", show_default=False)
     ] = None,
