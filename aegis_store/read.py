@@ -247,21 +247,20 @@ def checked_types(types: Collection[str] | None) -> list[str] | None:
     return [checked_text("types", type_, InvalidEvent) for type_ in types]
 
 
+# A cursor is closed whatever happens. The traceback of an error would keep it, and pysqlite3 has one statement for each text:
+# when the cursor goes at last, it sets back the statement of whoever reads by it then, whose rows begin again.
+
+
 def _rows(conn: Connection, sql: str, parameters: dict[str, Any]) -> Generator[tuple[Any, ...]]:
     """The driver's rows, one by one: what is passed over takes no memory. Close it before the transaction ends."""
-    result = conn.exec_driver_sql(sql, parameters)
-    try:
+    with closing(conn.exec_driver_sql(sql, parameters)) as result:
         yield from cast(Any, result.cursor)
-    finally:
-        result.close()
 
 
 def _fetched(conn: Connection, sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
     """The driver's rows, all at once."""
-    result = conn.exec_driver_sql(sql, parameters)
-    rows: Any = result.cursor.fetchall()
-    result.close()
-    return cast(list[tuple[Any, ...]], rows)
+    with closing(conn.exec_driver_sql(sql, parameters)) as result:
+        return cast(list[tuple[Any, ...]], cast(Any, result.cursor).fetchall())
 
 
 def _in_order(

@@ -1,5 +1,6 @@
 """Reading: pages, cursors, and what is missing below them."""
 
+import gc
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from aegis_store import (
     SessionNotFound,
     StoreClosed,
     StoreCorrupt,
+    payload,
 )
 
 OpenStore = Callable[..., EventStore]
@@ -439,6 +441,35 @@ def test_events_that_are_missing_inside_the_range_are_reported_as_damage(store: 
     with pytest.raises(StoreCorrupt):
         store.read("s")
     assert [event.seq for event in store.read("s", after_seq=3).events] == [4, 5]
+
+
+def test_rows_of_a_read_do_not_begin_again_when_what_is_left_of_a_failed_one_goes(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both use one statement of the driver's, and a cursor that goes sets it back."""
+    events = with_events(store, 60)
+    looks = iter([0, 0, 0, 0, 1])  # the fifth time SQLite asks, it gives up amid the rows
+    with store._db.read() as conn:
+        connection: Any = conn.connection.dbapi_connection
+    connection.set_progress_handler(lambda: next(looks), 100)
+    failures: list[BaseException] = []
+    try:
+        store.read("s")
+    except KeyboardInterrupt as error:
+        failures.append(error)
+    connection.set_progress_handler(None, 0)
+    assert failures
+    decode = payload.decode
+
+    def decode_the_tenth_without_it(text: str) -> Any:
+        if text == "10":
+            failures.clear()
+            gc.collect()
+        return decode(text)
+
+    monkeypatch.setattr(payload, "decode", decode_the_tenth_without_it)
+    assert store.read("s", types=["t"]).events == events
+    assert not failures
 
 
 # What a page costs
