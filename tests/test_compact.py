@@ -337,6 +337,24 @@ def test_interrupted_at_any_moment_it_ends_as_ctrl_c_and_nothing_else(thin: Path
     assert content(thin) == before
 
 
+def test_interrupted_amid_rows_it_lets_go_of_the_store_while_the_error_is_still_kept(
+    thin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(thin)
+
+    def interrupted(alone: Any, _store: str) -> None:
+        with alone.read() as conn:
+            rows = conn.exec_driver_sql("SELECT * FROM event").cursor
+            rows.fetchone()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(compacting, "refuse_damaged", interrupted)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        compact(Target.of(thin))
+    assert content(thin) == before
+    assert kept.traceback
+
+
 def test_ctrl_c_that_the_driver_dropped_is_ctrl_c_all_the_same() -> None:
     """It does so when Ctrl-C comes before the first line of a function that SQLite calls."""
 

@@ -26,6 +26,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final, NamedTuple
+from weakref import ref
 
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import StaticPool
@@ -179,8 +180,33 @@ def _alone_with(target: Target) -> Iterator[Any]:
         yield connection
 
 
+class _Connection(driver.dbapi.Connection):  # type: ignore[misc, name-defined]  # chosen at run time
+    """Closing it closes its cursors. SQLite keeps a connection open, with its lock, as long as there are statements of it, and
+    a cursor that Ctrl-C has cut off, kept by the traceback, may stay until the garbage is collected.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._cursors: list[ref[Any]] = []
+
+    def cursor(self, *args: Any) -> Any:
+        cursor = super().cursor(*args)
+        # Not a WeakSet, which runs code as each cursor goes: Ctrl-C in there would be lost.
+        self._cursors = [known for known in self._cursors if known() is not None] + [ref(cursor)]
+        return cursor
+
+    def close(self) -> None:
+        cursors, self._cursors = self._cursors, []
+        try:
+            for known in cursors:
+                if (cursor := known()) is not None:
+                    cursor.close()
+        finally:
+            super().close()
+
+
 def _connected(target: Target, query: str) -> Any:
-    return driver.dbapi.connect(target.uri(query), uri=True, timeout=_LOCK_TIMEOUT_S, isolation_level=None)
+    return driver.dbapi.connect(target.uri(query), uri=True, timeout=_LOCK_TIMEOUT_S, isolation_level=None, factory=_Connection)
 
 
 def _in_use(target: Target, who: str, remedy: str) -> StoreBusy:
