@@ -243,6 +243,8 @@ def _standing(conn: Connection, session: int, prepared: Prepared) -> Event | Non
     if row is None:
         return None
     found = event_of(conn, prepared.session_id, row)
+    if found.event_id != given["event_id"]:
+        raise damaged(conn, f"its index leads from event_id {shown(given['event_id'])} to another event")
     content = tuple(given[name] for name in ("type", "run_id", "payload_ref"))
     if (row.type, row.run_id, row.payload_ref) != content or not payloads.same_text(row.payload, given["payload"]):
         raise EventIdConflict(session_id=prepared.session_id, event_id=given["event_id"], seq=row.seq)

@@ -51,7 +51,8 @@ _PAGE_OF_ALL: Final = _LIMITED.format(
 )
 _PLACE: Final = driver_text(
     select(
-        *(session.c[name] for name in ("id", "first_seq", "last_seq", "removed_at", "removed_reason")), intact("session")
+        *(session.c[name] for name in ("id", "session_id", "first_seq", "last_seq", "removed_at", "removed_reason")),
+        intact("session"),
     ).where(session.c.session_id == bindparam("name"))
 )
 _REMOVED: Final = driver_text(
@@ -103,6 +104,7 @@ class Place(NamedTuple):
     """What a session retains, and what was removed of it last."""
 
     key: int
+    session_id: str
     first_seq: int
     last_seq: int
     removed_at: int | None
@@ -116,6 +118,7 @@ def place_of(conn: Connection, session_id: str, *, after_seq: int | None, skips:
     if not found:
         raise SessionNotFound(session_id=session_id)
     row = Place(*found[0])
+    sessions.check_found(conn, row, session_id)
     check_intact(conn, row.intact, f"session {shown(session_id)}")
     oldest = row.first_seq - 1
     after: int = oldest if after_seq is None else checked_cursor("after_seq", after_seq)

@@ -94,8 +94,15 @@ def row_of(conn: Connection, session_id: str) -> Row[Any]:
     row = conn.execute(_ROW, {"name": known_id(session_id)}).one_or_none()
     if row is None:
         raise SessionNotFound(session_id=session_id)
+    check_found(conn, row, session_id)
     check_intact(conn, row.intact, f"session {shown(row.session_id)}")
     return row
+
+
+def check_found(conn: Connection, row: Any, session_id: str) -> None:
+    """`StoreCorrupt` if a damaged index has led from that id to the record of another session."""
+    if row.session_id != session_id:
+        raise damaged(conn, f"its index leads from session {shown(session_id)} to another")
 
 
 def check_first(conn: Connection, row: Row[Any]) -> None:
@@ -109,6 +116,7 @@ def get(conn: Connection, session_id: str) -> Session:
     row = conn.execute(RECORD.where(session.c.session_id == known_id(session_id))).one_or_none()
     if row is None:
         raise SessionNotFound(session_id=session_id)
+    check_found(conn, row, session_id)
     return _record(conn, row)
 
 
@@ -152,6 +160,7 @@ def after_tombstone(conn: Connection, record: Mapping[str, Any]) -> dict[str, An
     buried = conn.execute(query).one_or_none()
     if buried is None:
         return {}
+    check_found(conn, buried, record["session_id"])
     check_intact(conn, buried.intact, f"session {shown(buried.session_id)}")
     if (buried.tenant, buried.owner) != (record["tenant"], record["owner"]):
         raise SessionExists(session_id=record["session_id"])
@@ -183,6 +192,8 @@ def _standing(conn: Connection, record: Mapping[str, Any]) -> Session | None:
     row = conn.execute(RECORD.where(session.c.session_id == record["session_id"])).one_or_none()
     if row is None:
         return None
+    check_found(conn, row, record["session_id"])
+    check_intact(conn, row.intact, f"session {shown(row.session_id)}")
     if (row.tenant, row.owner) != (record["tenant"], record["owner"]):
         raise SessionExists(session_id=record["session_id"])
     return _record(conn, row)

@@ -9,6 +9,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from aegis_store import AegisStoreError, EventStore, NewEvent, RetentionPolicy, Session
+from aegis_store import AegisStoreError, EventStore, NewEvent, RetentionPolicy, Session, StoreCorrupt, driver
 
 PAGE_BYTES = 8192
 NAMES = ("first", "second", "third", "capped", "ended", "empty", "long")
@@ -178,6 +179,35 @@ def test_a_changed_byte_is_seen_or_changes_nothing(whole: Path, tmp_path: Path, 
     print("seed", seed, json.dumps(tally))
     assert wrong == []
     assert tally["raised"] + tally["refused at open"] > 0
+
+
+@pytest.mark.parametrize("key", ["capped", "ended 4"], ids=["of a session", "of an event_id"])
+def test_an_index_that_leads_to_another_row_is_seen(whole: Path, tmp_path: Path, key: str) -> None:
+    content = whole.read_bytes()
+    path = tmp_path / "aegis.db"
+    table = "session" if key == "capped" else "event"
+    with closing(driver.dbapi.connect(f"file:{whole}?mode=ro", uri=True)) as shell:
+        row, other = (
+            shell.execute(f"SELECT rowid FROM {table} WHERE {table}_id = ?", (each,)).fetchone()[0]
+            for each in (key, OTHER[key])
+        )
+    entry = key.encode() + bytes([row])  # as the leaf of an index has it
+    assert content.count(entry) == 1
+    path.write_bytes(content.replace(entry, key.encode() + bytes([other])))
+    with EventStore.open(path, prune_on_open=False, maintain_every=None) as store:
+        if table == "session":
+            for read in session_reads(key).values():
+                with pytest.raises(StoreCorrupt, match="session 'capped'"):
+                    read(store)
+            with pytest.raises(StoreCorrupt, match="session 'capped'"):
+                store.ensure_session(key, owner="owner of capped")
+        else:
+            with pytest.raises(StoreCorrupt, match="event 2 of session 'ended'"):
+                store.append("ended", "hook", {}, event_id=key)
+        assert not store.verify().ok
+
+
+OTHER = {"capped": "long", "ended 4": "ended 9"}
 
 
 def header_lengths(content: bytes) -> Iterator[int]:

@@ -12,7 +12,7 @@ from aegis_store.database import Database
 from aegis_store.errors import InvalidEvent, shown
 from aegis_store.events import Json, Status
 from aegis_store.schema import session
-from aegis_store.sessions import new_record
+from aegis_store.sessions import check_found, new_record
 from aegis_store.transfer.aegis_file import StagedState
 from aegis_store.transfer.standing import REFUSING, BroughtIn, Refused, bring_event, check_scope, grave_of, moment_of
 from aegis_store.transfer.standing import Refusal as Refusal
@@ -63,6 +63,7 @@ def _bring_session(conn: Connection, record: dict[str, Json], events: Iterator[J
     values = _session_values(record)
     standing = conn.execute(select(session).where(session.c.session_id == values["session_id"])).one_or_none()
     if standing is not None:
+        check_found(conn, standing, values["session_id"])
         check_scope(standing, values["tenant"], values["owner"])
     counts = ImportReport()  # of this session alone: they count only if its transaction comes to its end
     first = next(events, None)

@@ -18,6 +18,7 @@ from aegis_store.events import Json
 from aegis_store.line_reader import EventLine, LinesReader, SessionLine
 from aegis_store.record_copy import intact
 from aegis_store.schema import event, session, store
+from aegis_store.sessions import check_found
 from aegis_store.sqlite_errors import ConstraintRefused, check_intact
 from aegis_store.transfer.ledger import Entry, Held, Ledger, ledger
 from aegis_store.transfer.line_order import LineOrder
@@ -304,6 +305,7 @@ _STANDING: Final = select(session, intact("session")).where(session.c.session_id
 def _standing(conn: Connection, session_id: str) -> Row[Any] | None:
     row = conn.execute(_STANDING, {"session_id": session_id}).one_or_none()
     if row is not None:
+        check_found(conn, row, session_id)
         check_intact(conn, row.intact, f"session {shown(row.session_id)}")
     return row
 
