@@ -74,6 +74,8 @@ class Received:
             content = fields.pop("content").encode() if encoded is None else base64.b64decode(encoded)
             received_at = datetime.fromisoformat(fields.pop("received_at"))
             to_us(received_at)
+            if not all(isinstance(fields[name], str) for name in ("session_field", "type_field")):
+                raise TypeError("a name that is no text")
             return cls(content=content, received_at=received_at, **fields)
         except (KeyError, TypeError, AttributeError, binascii.Error, RecursionError, UnicodeError) as error:
             raise ValueError(f"it is not what was written: {type(error).__name__} {error}") from None
@@ -193,7 +195,12 @@ def _name(received: Received) -> str:
 def _files(directory: Path, suffix: str = _SUFFIX) -> list[Path]:
     try:
         with os.scandir(directory) as entries:
-            return [directory / entry.name for entry in entries if entry.name.endswith(suffix)]
+            # Nothing but files of ours: to read a pipe would be to wait for ever, and what cannot be read holds up all others.
+            return [
+                directory / entry.name
+                for entry in entries
+                if entry.name.endswith(suffix) and entry.is_file(follow_symlinks=False)
+            ]
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
 

@@ -425,6 +425,28 @@ def test_what_the_store_turns_out_to_refuse_is_set_aside_and_stops_nothing(run: 
     assert len(shown(run)) == 3
 
 
+@pytest.mark.parametrize("name", ["session_field", "type_field"])
+def test_a_file_of_the_spool_without_names_of_fields_is_set_aside_and_stops_nothing(run: Run, path: Path, name: str) -> None:
+    spool_some(run, path, hook("a"), hook("b"))
+    first = min(path.with_name("aegis.db-spool").glob("*.json"))
+    first.write_text(json.dumps(json.loads(first.read_text()) | {name: None}))
+    done = run("spool", "flush", "--json")
+    assert (done.returncode, json.loads(done.stdout)["recorded"]) == (7, 1)
+    assert types(path) == ["b"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes and links")
+def test_what_is_no_file_in_the_spool_is_neither_waited_for_nor_in_the_way(run: Run, path: Path) -> None:
+    spool_some(run, path, hook("a"))
+    spool = path.with_name("aegis.db-spool")
+    os.mkfifo(spool / "0.json")
+    (spool / "1.json").mkdir()
+    (spool / "2.json").symlink_to("2.json")
+    silent(run("record", "--lenient", stdin=hook("b")))
+    assert json.loads(run("spool", "flush", "--json").stdout) == {"recorded": 0, "rejected": [], "waiting": 0}
+    assert types(path) == ["a", "b"]
+
+
 def test_an_event_that_was_set_aside_comes_in_once_its_file_is_moved_back(run: Run, path: Path) -> None:
     spooled(run("record", "--lenient", stdin=hook(tool_response="x" * 1_100_000)), "set aside")
     (aside,) = (Path(found["file"]) for found in shown(run))
