@@ -38,8 +38,11 @@ def check_intact(conn: Connection, is_intact: bool, record: str) -> None:
 # The driver of the wheel reports no extended result codes, so the messages of SQLite, the same for decades, have to serve.
 _BUSY: Final = ("database is locked", "database table is locked", "database schema is locked", "locking protocol")
 _FULL: Final = ("database or disk is full", "No space left", "Disk quota exceeded", "File too large")
-# (The codec's: what SQLite says of a damaged schema cannot always be decoded.)
-_CORRUPT: Final = ("malformed", "codec can't decode", "file is not a database", "corrupt", "Could not decode to UTF-8")
+# (The codec's: what SQLite says of a damaged schema cannot always be decoded. The overflow: of a sum of counters.)
+_CORRUPT: Final = (
+    *("malformed", "codec can't decode", "file is not a database", "corrupt", "Could not decode to UTF-8"),
+    "integer overflow",
+)
 _READ_ONLY: Final = ("readonly database",)
 _CLOSED: Final = ("closed database", "closed cursor", "This Connection is closed")
 _SCHEMA: Final = ("no such table", "no such column", "has no column")

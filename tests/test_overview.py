@@ -249,6 +249,16 @@ def test_where_it_would_take_many_looks_removed_bytes_are_estimated(store: Event
 # A session
 
 
+def test_counters_that_no_number_can_sum_up_are_damage(store: EventStore, shell: sqlite3.Connection) -> None:
+    for session_id in ("a", "b"):
+        store.create_session(session_id)
+    shell.execute("UPDATE session SET total_bytes = 9223372036854775807")
+    with pytest.raises(StoreCorrupt, match="integer overflow"):
+        store.overview()
+    with pytest.raises(StoreCorrupt, match="integer overflow"):
+        store.stats()
+
+
 def test_a_session_overview_has_its_record_its_life_and_its_newest_events(store: EventStore) -> None:
     store.create_session("s", max_events=4)
     for number in range(6):
