@@ -114,7 +114,7 @@ class Checkpointer:
         is_long = state.pages > LOG_PAGES_MAX
         few = LOG_PAGES_FEW if is_long else CHECKPOINT_PAGES
         for _ in range(_ROUNDS):
-            if state.waiting < few or self._stopped.is_set():
+            if state.waiting < few or state.pages > LOG_PAGES_LIMIT or self._stopped.is_set():
                 break
             state = _checkpoint(connection, "PASSIVE")
         if is_long and (state.waiting < few or state.pages > LOG_PAGES_LIMIT):
