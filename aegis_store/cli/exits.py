@@ -132,7 +132,7 @@ def _usage_problem(error: "TyperException") -> str:
     problems = getattr(error.__cause__, "errors", None)
     if problems:
         error.message = _wrong_value(problems()[0])
-    return " ".join(error.format_message().split())
+    return " ".join(error.format_message().split()).removesuffix(".")
 
 
 def _wrong_value(problem: dict[str, Any]) -> str:

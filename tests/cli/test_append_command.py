@@ -165,3 +165,8 @@ def test_a_command_line_that_makes_no_sense_is_told_in_one_line(
 ) -> None:
     refused(run("append", *arguments), word)
     assert events(filled) == []
+
+
+def test_a_file_that_is_not_there_or_is_a_directory_is_named_in_one_sentence(run: Run, filled: Path, tmp_path: Path) -> None:
+    refused(run("append", "run-1", "note", "--file", "nowhere.json"), "'nowhere.json' does not exist (see --help)")
+    refused(run("append", "run-1", "note", "--file", str(tmp_path)), "is a directory (see --help)")
