@@ -45,7 +45,10 @@ _PAGE_OF_ALL: Final = _LIMITED.format(
     driver_text(
         select(*_READ, session.c.id, session.c.session_id)
         .join_from(event, session, session.c.id == event.c.session, isouter=True)  # an event without one is damage
-        .where(event.c.position > bindparam("start"), session.c.id.is_(None) | session.c.session_id.is_not(None))
+        .where(  # those of a session that was deleted are passed over: one that has no name, and never is told to have one
+            event.c.position > bindparam("start"),
+            session.c.id.is_(None) | session.c.session_id.is_not(None) | ~intact("session"),
+        )
         .order_by(event.c.position)
     )
 )
@@ -154,8 +157,8 @@ def page_of_all(conn: Connection, *, after_position: int | None, limit: int, on_
     events: list[Event] = []
     keys = {}
     for *row, key, session_id in _fetched(conn, _PAGE_OF_ALL, {"start": start, "most": limit}):
-        if key is None:
-            raise damaged(conn, f"the event at position {row[1]} belongs to no session")
+        if key is None or session_id is None:
+            raise damaged(conn, f"the event at position {shown(row[1])} belongs to no session")
         events += _events(conn, session_id, [row])
         keys[session_id] = key
     _check_nothing_is_missing(conn, start, events, keys, end=_MAX_CURSOR if len(events) < limit else events[-1].position)

@@ -26,6 +26,8 @@ _COUNTED: Final = {
     "store": {"removed_position": 3, "removed_at": 5, "retained_bytes": 7},
 }
 
+_TIMES: Final = ("last_event_at", "removed_at")
+
 
 def _copy_of(table: str, row: str) -> str:
     return " || ',' || ".join([STORE_NUMBER_SQL, *(f"quote({row}{name})" for name in _COPIED[table].split())])
@@ -44,8 +46,22 @@ def intact_sql(table: str) -> str:
     row = f"{table}."
     condition = f"{row}record_copy = {_copy_of(table, row)}"
     if table in _COUNTED:
-        condition += f" AND {row}counter_sum = {_sum_of(table, row)}"
+        condition += f" AND {row}counter_sum = {_sum_of(table, row)} AND {_are_numbers(table, row)}"
     return condition
+
+
+def _are_numbers(table: str, row: str) -> str:
+    """Whether the counters are what was written where their sum does not tell it: it takes NULL, or text, for 0.
+
+    A time is NULL or a number, and not the very microsecond with which 1970 begins.
+    """
+    conditions = {name: f"typeof({row}{name}) = 'integer'" for name in _COUNTED[table]}
+    conditions |= {
+        name: f"({row}{name} IS NULL OR {conditions[name]} AND {row}{name} <> 0)" for name in _TIMES if name in conditions
+    }
+    if table == "store":
+        conditions["retained_bytes"] = f"typeof({row}retained_bytes) = iif({row}max_total_bytes IS NULL, 'null', 'integer')"
+    return " AND ".join(conditions.values())
 
 
 def _triggers_of(table: str) -> dict[str, str]:

@@ -242,6 +242,22 @@ def test_a_row_whose_columns_are_shifted_so_that_it_has_no_checksum_is_seen(
     assert tally["raised"] > 0
 
 
+@pytest.mark.parametrize("records", [1, pytest.param(10**9, marks=TORTURE)])
+def test_a_record_that_holds_null_or_another_type_where_it_held_a_value_is_seen(
+    whole: Path, tmp_path: Path, chance: random.Random, records: int
+) -> None:
+    content, truth = whole.read_bytes(), truth_of(whole)
+    path = tmp_path / "aegis.db"
+    places = [place for place in header_lengths(content) if content[place] > 20]  # those of sessions: 22 columns
+    assert len(places) >= len(NAMES)
+    for place in chance.sample(places, min(records, len(places))):
+        for where in range(place + 1, place + content[place]):
+            for byte in {content[where] ^ 8, 0, 8, 9, 12} - {content[where]}:
+                path.write_bytes(content[:where] + bytes([byte]) + content[where + 1 :])
+                assert wrong_reads(path, [truth], Counter()) == [], (where - place, content[where], byte)
+                remove_side_files(path)
+
+
 def remove_side_files(path: Path) -> None:
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
