@@ -26,8 +26,6 @@ _COUNTED: Final = {
     "store": {"removed_position": 3, "removed_at": 5, "retained_bytes": 7},
 }
 
-_TIMES: Final = ("last_event_at", "removed_at")
-
 
 def _copy_of(table: str, row: str) -> str:
     return " || ',' || ".join([STORE_NUMBER_SQL, *(f"quote({row}{name})" for name in _COPIED[table].split())])
@@ -53,11 +51,15 @@ def intact_sql(table: str) -> str:
 def _are_numbers(table: str, row: str) -> str:
     """Whether the counters are what was written where their sum does not tell it: it takes NULL, or text, for 0.
 
-    A time is NULL or a number, and not the very microsecond with which 1970 begins.
+    A time of removal is NULL or a number, and not the very microsecond with which 1970 begins; a session that never had an
+    event has no time of its last one.
     """
     conditions = {name: f"typeof({row}{name}) = 'integer'" for name in _COUNTED[table]}
+    optional = {"removed_at": f"{row}removed_at <> 0", "last_event_at": f"({row}last_event_at <> 0 OR {row}last_seq > 0)"}
     conditions |= {
-        name: f"({row}{name} IS NULL OR {conditions[name]} AND {row}{name} <> 0)" for name in _TIMES if name in conditions
+        name: f"({row}{name} IS NULL OR {conditions[name]} AND {is_one})"
+        for name, is_one in optional.items()
+        if name in conditions
     }
     if table == "store":
         conditions["retained_bytes"] = f"typeof({row}retained_bytes) = iif({row}max_total_bytes IS NULL, 'null', 'integer')"
