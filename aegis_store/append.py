@@ -94,7 +94,7 @@ def prepare(
 
     Raises `InvalidEvent`, and `SessionNotFound` for an id that no session can have.
     """
-    text, payload_bytes = payloads.encode(payload)
+    text, encoded = payloads.encode(payload)
     recorded_us = time.time_ns() // 1000 if recorded_at is None else to_us(recorded_at)
     recorded_at = from_us(recorded_us)
     if occurred_at is None:
@@ -117,14 +117,14 @@ def prepare(
     parameters["checksum"] = content_sum(
         given["session_id"],
         given["type"],
-        text.encode(),
+        encoded,
         occurred_us,
         recorded_us,
         given["event_id"],
         given["run_id"],
         given["payload_ref"],
     )
-    return Prepared(parameters["session_id"], payload, payload_bytes, occurred_at, recorded_at, parameters)
+    return Prepared(parameters["session_id"], payload, len(encoded), occurred_at, recorded_at, parameters)
 
 
 def checked_moment(moment: datetime) -> int:

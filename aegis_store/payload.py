@@ -1,8 +1,10 @@
 """Payloads to JSON text and back, such that what comes back equals what went in, type for type, or is refused.
 
-`json.dumps` alone does not keep that: it writes tuples as lists, the key 1 as "1" and NaN as NaN. So a quick look first
-makes sure that the payload consists of plain JSON types and is not endless. Only where that look has a doubt, a thorough
-one finds out what is the matter, and where.
+No encoder alone keeps that: they write tuples as lists, the key 1 as "1", NaN as NaN or as null. So a quick look first makes
+sure that the payload consists of plain JSON types and is not endless; what it has vouched for, orjson encodes, ten times as
+fast as `json.dumps` where text is not ASCII (2.5 KB: 1.7 µs, 17 µs here). Only where one of them has a doubt, a thorough look
+finds out what is the matter, and where. Whole numbers over 64 bits and lone surrogates, which orjson does not take, are then
+left to `json`; and so is all reading, since orjson would make floats of such numbers.
 """
 
 import json
@@ -10,6 +12,8 @@ import math
 import re
 from collections.abc import Mapping
 from typing import Any, Final, cast
+
+import orjson
 
 from aegis_store.errors import EventTooLarge, InvalidEvent, InvalidSession
 from aegis_store.events import Json
@@ -21,7 +25,7 @@ _to_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=
 _to_ascii = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
 _to_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
-_PLAIN_SCALARS: Final = frozenset({str, bool, float, type(None)})
+_CONSTANTS: Final = frozenset({bool, type(None)})
 _SAFE_INT_BITS: Final = int(MAX_INT_DIGITS * 3.3219)  # so many bits never make more digits than allowed
 _TOO_LARGE_INT: Final = 10**MAX_INT_DIGITS
 _SURROGATE_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
@@ -32,18 +36,18 @@ class _Doubt(Exception):
     """The quick look cannot vouch for the payload."""
 
 
-def encode(payload: Json) -> tuple[str, int]:
-    """The payload as JSON text, and its size in bytes of UTF-8.
+def encode(payload: Json) -> tuple[str, bytes]:
+    """The payload as JSON text, and the same in UTF-8.
 
     Raises `InvalidEvent` with the path to what cannot be stored, `EventTooLarge` beyond the hard limit.
     """
     try:
         _look(payload, MAX_DEPTH)
-        text = _to_text(payload)
-        return text, len(text) if text.isascii() else len(text.encode())
+        encoded = orjson.dumps(payload)
+        return encoded.decode(), encoded
     except InvalidEvent:
         raise
-    except (_Doubt, ValueError, TypeError, RuntimeError):
+    except (_Doubt, TypeError, RuntimeError):
         # RuntimeError: another thread changed a dict under our hands.
         return _encode_thoroughly(payload)
 
@@ -71,12 +75,12 @@ def encode_metadata(metadata: object) -> str:
     if not isinstance(metadata, Mapping):
         raise InvalidSession(f"metadata must be a dict, not {type(metadata).__name__}")
     try:
-        text, size = encode(dict(metadata))
+        text, encoded = encode(dict(metadata))
     except InvalidEvent as error:
         raise InvalidSession(f"metadata cannot be stored: {error}".replace("payload", "metadata", 1)) from None
-    if size > MAX_METADATA_BYTES:
+    if len(encoded) > MAX_METADATA_BYTES:
         raise InvalidSession(
-            f"metadata of {size:,} bytes is over the limit of {MAX_METADATA_BYTES:,}: it is written with every append"
+            f"metadata of {len(encoded):,} bytes is over the limit of {MAX_METADATA_BYTES:,}: it is written with every append"
         )
     return text
 
@@ -104,12 +108,10 @@ def _look(value: Json, depth: int) -> int:  # noqa: C901 - in one piece, since i
     elif kind is list:
         size = 2
         items = value
-    elif kind is int:
-        return _looked_int(value)
-    elif kind in _PLAIN_SCALARS:
-        return 1
+    elif kind is str:
+        return len(value)
     else:
-        raise _Doubt
+        return _looked_scalar(value, kind)
     if depth == 0:
         raise _Doubt
     size += 2 + len(value)
@@ -119,22 +121,26 @@ def _look(value: Json, depth: int) -> int:  # noqa: C901 - in one piece, since i
             size += len(item)
         elif kind is dict or kind is list:
             size += _look(item, depth - 1)
-        elif kind is int:
-            size += _looked_int(item)
-        elif kind not in _PLAIN_SCALARS:
-            raise _Doubt
+        else:
+            size += _looked_scalar(item, kind)
         if size > MAX_EVENT_BYTES_LIMIT:
             raise EventTooLarge(payload_bytes=size, max_event_bytes=MAX_EVENT_BYTES_LIMIT)
     return size
 
 
-def _looked_int(value: int) -> int:
-    if value.bit_length() > _SAFE_INT_BITS and not -_TOO_LARGE_INT < value < _TOO_LARGE_INT:
+def _looked_scalar(value: Any, kind: type) -> int:
+    if kind is int:
+        if value.bit_length() > _SAFE_INT_BITS and not -_TOO_LARGE_INT < value < _TOO_LARGE_INT:
+            raise _Doubt
+    elif kind is float:
+        if value - value != 0:  # infinite, or not a number
+            raise _Doubt
+    elif kind not in _CONSTANTS:
         raise _Doubt
     return 1
 
 
-def _encode_thoroughly(payload: Json) -> tuple[str, int]:
+def _encode_thoroughly(payload: Json) -> tuple[str, bytes]:
     try:
         copy = _PlainCopy()
         plain = copy.of(payload, ("payload", None), 0)
@@ -148,7 +154,7 @@ def _encode_thoroughly(payload: Json) -> tuple[str, int]:
     except ValueError as error:
         # Only a process that lowered sys.set_int_max_str_digits comes here: it could not read the number back.
         raise InvalidEvent.at("payload", f"cannot be written as JSON here: {error}") from None
-    return text, len(text.encode())
+    return text, text.encode()
 
 
 _Path = tuple[str, Any]
