@@ -4,6 +4,10 @@ A thread that finds nobody at work writes at once. Everybody else stands in one 
 waits for the file lock, then lets those in front have their go. Statements that stand behind each other are carried out
 together, in one transaction; whoever wants a transaction of his own gets the turn, and the line waits until he is done.
 
+Those who have shared a commit may come again at once. So the next commit waits while they keep coming, at most twice as long as
+the last one took; after each time that they did not come, twice as many do not wait. And they are woken one by one: all at
+once, they would fight for the interpreter. 64 threads write 1.3 times as fast for both.
+
 So no caller waits without limit (the thread that waits in the kernel is none that anybody depends on), and Ctrl-C, which
 strikes a caller, never strikes the one who carries out the others' statements.
 """
@@ -14,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import Any, Final
 
 from aegis_store.errors import StoreBusy
@@ -25,6 +30,12 @@ Rows = list[tuple[Any, ...]]
 # How often who was interrupted looks whether his statement, which is being carried out, has come to its end.
 _SETTLED_POLL_S: Final = 0.0002
 
+# Threads that write one event after the other come back within 50 µs of each other here.
+_COMING_S: Final = 0.0002
+
+# Where it never pays to wait for those who shared the last commit, one in so many shared commits finds that out again.
+_IN_VAIN_MOST: Final = 63
+
 
 class NoTurn(Exception):
     """The wait in the line was in vain: the caller is to see for himself whether he can write."""
@@ -33,7 +44,7 @@ class NoTurn(Exception):
 class Statement:
     """A statement in the line. Who carries it out sets `rows` or `error`, then `is_settled`, then wakes who waits."""
 
-    __slots__ = ("error", "is_settled", "is_taken", "parameters", "rows", "size_bytes", "sql", "wake")
+    __slots__ = ("error", "following", "is_settled", "is_taken", "parameters", "rows", "size_bytes", "sql", "wake")
 
     def __init__(
         self, sql: str, parameters: dict[str, Any], size_bytes: int, wake: Callable[[list["Statement"]], None]
@@ -46,6 +57,8 @@ class Statement:
         self.error: Exception | None = None
         self.is_taken = False
         self.is_settled = False
+        self.following: Statement | None = None
+        """The next one of the same commit with the same `wake`, for one that tells only the first."""
 
     def outcome(self) -> Rows:
         if self.error is not None:
@@ -61,10 +74,34 @@ def settle(statements: list[Statement]) -> None:
     """Tell those who wait, in order; all that wait in the same place at once."""
     waiting: dict[Wake, list[Statement]] = {}
     for statement in statements:
-        statement.is_settled = True
         waiting.setdefault(statement.wake, []).append(statement)
+    for ones in waiting.values():
+        for one, following in pairwise(ones):
+            one.following = following
+    for statement in statements:
+        statement.is_settled = True
     for wake, ones in waiting.items():
         wake(ones)
+
+
+class _OfThread(Statement):
+    """A statement in the line for which a thread waits. Of those of one commit, each thread wakes the next."""
+
+    __slots__ = ("done",)
+
+    def __init__(self, sql: str, parameters: dict[str, Any], size_bytes: int) -> None:
+        super().__init__(sql, parameters, size_bytes, _wake_first)
+        self.done = _taken_lock()
+
+    def wake_next(self) -> None:
+        if self.following is not None:
+            _wake_first([self.following])
+
+
+def _wake_first(statements: list[Statement]) -> None:
+    first = statements[0]
+    if isinstance(first, _OfThread):
+        first.done.release()
 
 
 class _Turn:
@@ -108,6 +145,9 @@ class Turns:
             self._mode = os.stat(target.path).st_mode & 0o666  # as SQLite's own side files have it
         self.file_lock = self._new_file_lock()
         self._line: deque[Statement | _Turn] = deque()
+        self._expected = 0  # so many are to stand in the line before it is served
+        self._in_vain = 0  # after the last wait for them, so many commits were not to wait
+        self._hurried = 0  # so many of those are left
         self._carry_out = carry_out
         self._bell = _taken_lock()
         self._starting = threading.Lock()
@@ -120,7 +160,7 @@ class Turns:
 
     def nobody_writes(self) -> bool:
         """Whether there is nobody to wait for, as far as one can see."""
-        return not self._line and not self.lock.locked()
+        return not (self._line or self._expected or self.lock.locked())
 
     @contextmanager
     def at_once(self) -> Iterator[bool]:
@@ -140,15 +180,15 @@ class Turns:
 
     def outcome_of(self, sql: str, parameters: dict[str, Any], size_bytes: int, patience_s: float) -> Rows:
         """What became of a statement that was carried out for us. Raises its error, and `NoTurn` after `patience_s`."""
-        done = _taken_lock()
-        statement = Statement(sql, parameters, size_bytes, lambda _: done.release())
+        statement = _OfThread(sql, parameters, size_bytes)
         try:
             self.put(statement)
-            if not done.acquire(timeout=patience_s) and self.withdraw(statement):
+            if not statement.done.acquire(timeout=patience_s) and self.withdraw(statement):
                 raise NoTurn
         finally:
             if not statement.is_settled:
                 self._leave(statement)
+            statement.wake_next()
         return statement.outcome()
 
     def _leave(self, statement: Statement) -> None:
@@ -219,7 +259,8 @@ class Turns:
         if self._server is None or not self._server.is_alive():
             self._start()
         self._line.append(waiting)
-        self._ring()
+        if len(self._line) >= self._expected:
+            self._ring()
 
     # The thread that serves the line
 
@@ -228,6 +269,7 @@ class Turns:
             if self._is_stopped:
                 raise NoTurn
             if self._server is None or not self._server.is_alive():
+                self._expected = 0  # if one has died that waited for others
                 server = threading.Thread(target=self._serve, name="aegis-store writer", daemon=True)
                 try:
                     server.start()
@@ -247,13 +289,25 @@ class Turns:
                 self._bell.acquire()
                 while self._line:
                     file_lock.acquire()
+                    began_s = time.monotonic()
                     try:
                         with self.lock:
                             self._serve_first()
                     finally:
                         file_lock.release()
+                    self._await_expected(time.monotonic() - began_s)
         finally:
             file_lock.close()
+
+    def _await_expected(self, took_s: float) -> None:
+        if self._expected:
+            self._bell.acquire(blocking=False)  # it may still ring for one of those who stand there
+            until_s, stood = time.monotonic() + 2 * took_s, -1
+            while stood < len(self._line) < self._expected and time.monotonic() < until_s and not self._is_stopped:
+                stood = len(self._line)
+                self._bell.acquire(timeout=_COMING_S)
+            self._in_vain = 0 if len(self._line) >= self._expected else min(2 * self._in_vain + 1, _IN_VAIN_MOST)
+            self._hurried, self._expected = self._in_vain, 0
 
     def _serve_first(self) -> None:
         try:
@@ -281,6 +335,10 @@ class Turns:
                 first.is_taken = True  # before it is out of the line, so that nobody takes it for one that left
                 if self.withdraw(first):
                     taken.append(first)
+        if len(taken) > 1:
+            self._hurried -= 1
+            if self._hurried < 0:
+                self._expected = min(len(taken) + len(self._line), most)
         return taken
 
     def stop(self) -> None:

@@ -230,6 +230,68 @@ def test_the_thread_that_serves_the_line_is_replaced_when_it_dies(patient: Event
     assert sorted(future.result().seq for future in alive) == [3, 4, 5]
 
 
+# Those who shared a commit come again
+
+
+@pytest.fixture
+def slow(patient: EventStore, monkeypatch: pytest.MonkeyPatch) -> EventStore:
+    """A store whose shared commits take 0.2 s, so that the next one waits for those who shared it up to 0.4 s."""
+    monkeypatch.setattr(turns, "_COMING_S", 0.4)
+    commit = patient._db.writer.commit
+
+    def commit_slowly(group: list[Statement]) -> list[int]:
+        time.sleep(0.2)
+        return commit(group)
+
+    monkeypatch.setattr(patient._db.writer, "commit", commit_slowly)
+    return patient
+
+
+def commits_of(store: EventStore) -> int:
+    return store.stats().commit_events.count
+
+
+def test_those_who_shared_a_commit_share_the_next_one_too(slow: EventStore) -> None:
+    all_at_once(slow, appends(slow, 3))
+    assert commits_of(slow) == 1
+    with ThreadPoolExecutor(3) as threads:
+        for append in appends(slow, 3):
+            threads.submit(append)
+            time.sleep(0.02)  # the first one would have written alone
+    assert (commits_of(slow), slow.get_session("s").last_seq) == (2, 6)
+
+
+def test_where_they_do_not_come_one_commit_waits_for_them_and_the_next_does_not(slow: EventStore) -> None:
+    all_at_once(slow, appends(slow, 2))
+    assert not slow._db.turns.nobody_writes()
+    wait_for(slow._db.turns.nobody_writes)
+    began_s = time.monotonic()
+    slow.append("s", "t", "alone")
+    all_at_once(slow, appends(slow, 2))
+    wait_for(slow._db.turns.nobody_writes)
+    assert time.monotonic() - began_s < 0.55  # 0.2 for the commit; 0.4 more if it had waited
+
+
+def test_the_threads_of_one_commit_are_woken_each_by_the_one_before_it() -> None:
+    waiting = [turns._OfThread("", {}, 0) for _ in range(3)]
+    turns.settle(list(waiting))
+    assert [one.is_settled for one in waiting] == [True, True, True]
+    assert [one.done.locked() for one in waiting] == [False, True, True]
+    waiting[0].wake_next()
+    assert [one.done.locked() for one in waiting] == [False, False, True]
+    waiting[1].wake_next()
+    waiting[2].wake_next()
+    assert not waiting[2].done.locked()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_new_server_waits_for_nobody_whom_a_dead_one_waited_for(slow: EventStore) -> None:
+    all_at_once(slow, appends(slow, 2))
+    slow._db.turns._expected = 100
+    slow._db.turns._server = None
+    assert slow.append("s", "t", "next").seq == 3
+
+
 def test_closing_a_store_while_others_wait_ends_their_wait(open_store: OpenStore) -> None:
     store = open_store()
     store.create_session("s")
