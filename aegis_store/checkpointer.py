@@ -3,7 +3,7 @@
 SQLite's own checkpoints run inside some writer's commit, which then takes ten to twenty milliseconds. This thread's run
 beside the writers, and only while this store writes. Beside writers that never pause, though, it never catches up with the
 last of them, so that SQLite would never begin the log anew: where the log has grown long, it takes a turn as a writer does
-and finishes, which is little work then.
+and finishes, which is little work then, but for the file's fsync.
 
 On a SQLite with the WAL-reset bug (`driver.has_wal_reset_bug`) there must be no such thread.
 """
@@ -20,7 +20,7 @@ from aegis_store.log import log
 from aegis_store.settings import CHECKPOINT_EVERY_S, CHECKPOINT_PAGES, LOG_PAGES_FEW, LOG_PAGES_LIMIT, LOG_PAGES_MAX
 
 # Rounds beside the writers, before the rest is done in a turn: each leaves what came in during the one before it.
-_ROUNDS: Final = 4
+_ROUNDS: Final = 8
 
 
 class _Log(NamedTuple):
@@ -86,13 +86,15 @@ class Checkpointer:
             self._connection.close()
 
     def _run(self) -> None:
+        pause_s = CHECKPOINT_EVERY_S
         while True:
             self._written.acquire()
-            if self._stopped.wait(CHECKPOINT_EVERY_S):
+            if self._stopped.wait(pause_s):
                 return
             try:
                 with self.at_work:
-                    self._keep_log_short(self._connected())
+                    pages = self._keep_log_short(self._connected())
+                pause_s = CHECKPOINT_EVERY_S / 5 if LOG_PAGES_MAX // 2 < pages <= LOG_PAGES_MAX else CHECKPOINT_EVERY_S
             except (driver.dbapi.Error, AegisStoreError) as error:
                 # What is in the log is safe there. The next write has it tried again.
                 log(
@@ -109,17 +111,20 @@ class Checkpointer:
             self._connection = self._connect()
         return self._connection
 
-    def _keep_log_short(self, connection: Any) -> None:
+    def _keep_log_short(self, connection: Any) -> int:
         state = _checkpoint(connection, "NOOP")
-        is_long = state.pages > LOG_PAGES_MAX
-        few = LOG_PAGES_FEW if is_long else CHECKPOINT_PAGES
         for _ in range(_ROUNDS):
-            if state.waiting < few or state.pages > LOG_PAGES_LIMIT or self._stopped.is_set():
+            is_long = state.pages > LOG_PAGES_MAX
+            if state.waiting < (LOG_PAGES_FEW if is_long else CHECKPOINT_PAGES):
                 break
-            state = _checkpoint(connection, "PASSIVE")
-        if is_long and (state.waiting < few or state.pages > LOG_PAGES_LIMIT):
+            if state.pages > LOG_PAGES_LIMIT or self._stopped.is_set():
+                break
+            _checkpoint(connection, "PASSIVE")
+            state = _checkpoint(connection, "NOOP")  # the other tells of the log as it was when it began
+        if state.pages > LOG_PAGES_MAX:
             with suppress(StoreBusy), self._turn():
                 _checkpoint(connection, "RESTART")
+        return state.pages
 
 
 def _checkpoint(connection: Any, mode: str) -> _Log:

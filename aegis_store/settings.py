@@ -89,11 +89,12 @@ THREADS_OF_ASYNC: Final = 8
 CHECKPOINT_EVERY_S: Final = 0.05
 CHECKPOINT_PAGES: Final = 400
 
-# A log longer than this (23 MiB) is begun anew as soon as few pages wait, for which writers then wait; at the latest when it
-# is so long (45 MiB), and 52 MiB by then. A lone writer that never pauses meets that once in some 1,700 appends, for 40 ms.
-LOG_PAGES_MAX: Final = 3000
+# A log longer than this (39 MiB) is begun anew when few pages wait, for which writers then wait; at the latest when it is so
+# long (51 MiB). A lone writer that never pauses meets that once in 1,000 to 1,700 appends, for 20 to 30 ms, since SQLite syncs
+# the file only then. From half of it on the thread looks five times as often.
+LOG_PAGES_MAX: Final = 5000
 LOG_PAGES_FEW: Final = 256
-LOG_PAGES_LIMIT: Final = 5700
+LOG_PAGES_LIMIT: Final = 6500
 
 # Where no thread does it, a writer's commit checkpoints a log of so many pages.
 LOG_PAGES_OF_WRITERS: Final = 10_000

@@ -126,6 +126,28 @@ def test_a_writer_that_never_pauses_does_not_make_the_log_grow_without_bound(
 
 
 @fixed_sqlite
+def test_a_long_log_is_begun_anew_when_little_waits(open_store: OpenStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round beside the writers leaves what came in during it: here 300 pages, then 30, then none."""
+    store = open_store()
+    acts: list[str] = []
+    leaves = iter([(600, 0), (900, 600), (930, 900), (930, 930)])
+    log = checkpointer._Log(0, 0)
+
+    def told(_: object, mode: str) -> Any:
+        nonlocal log
+        acts.append(mode)
+        if mode == "NOOP":
+            log = checkpointer._Log(*next(leaves))
+        return log
+
+    monkeypatch.setattr(checkpointer, "LOG_PAGES_MAX", 500)
+    monkeypatch.setattr(checkpointer, "LOG_PAGES_FEW", 20)
+    monkeypatch.setattr(checkpointer, "_checkpoint", told)
+    assert store._db._checkpointer._keep_log_short(None) == 930
+    assert acts == ["NOOP", "PASSIVE", "NOOP", "PASSIVE", "NOOP", "PASSIVE", "NOOP", "RESTART"]
+
+
+@fixed_sqlite
 def test_a_checkpoint_that_fails_is_logged_and_tried_again(
     open_store: OpenStore, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
