@@ -280,6 +280,7 @@ class AsyncEventStore:
     export = _off_loop(EventStore.export)
     import_lines = _off_loop(EventStore.import_lines)
     import_aegis = _off_loop(EventStore.import_aegis)
+    backup = _off_loop(EventStore.backup)
 
     overview = _off_loop(EventStore.overview)
     session_overview = _off_loop(EventStore.session_overview)
@@ -289,6 +290,7 @@ class AsyncEventStore:
 
     upgrade = staticmethod(_in_thread(EventStore.upgrade))
     compact = staticmethod(_in_thread(EventStore.compact))
+    restore = staticmethod(_in_thread(EventStore.restore))
 
     async def close(self) -> None:
         """As `EventStore.close`. Appends that wait get `StoreClosed`."""

@@ -20,7 +20,7 @@ from aegis_store.settings import ORPHAN_AGE_S, PAGE_SIZE_BYTES
 from aegis_store.sqlite_errors import errors_of
 from aegis_store.target import Target
 
-_SIDE_SUFFIXES: Final = ("", "-journal", "-wal", "-shm")
+SIDE_SUFFIXES: Final = ("", "-journal", "-wal", "-shm")
 
 
 def create(target: Target) -> bool:
@@ -40,7 +40,7 @@ def create(target: Target) -> bool:
 def new_store(target: Target) -> Iterator[Target]:
     """A draft of a store, without a schema yet. When the block ends well it becomes the store at `target`."""
     with errors_of(str(target)):
-        _refuse_orphaned_log(target)
+        refuse_orphaned_log(target)
         make_directories(target.path.parent)
         _sweep_orphans(target)
         draft = Target(target.path.with_name(f"{target.path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"))
@@ -49,14 +49,14 @@ def new_store(target: Target) -> Iterator[Target]:
             _prepare(draft)
             yield draft
             _finish(draft)
-            _refuse_orphaned_log(target)
+            refuse_orphaned_log(target)
             _publish(draft.path, target.path)
         finally:
-            for suffix in _SIDE_SUFFIXES:
+            for suffix in SIDE_SUFFIXES:
                 draft.side_file(suffix).unlink(missing_ok=True)
 
 
-def _refuse_orphaned_log(target: Target) -> None:
+def refuse_orphaned_log(target: Target) -> None:
     """SQLite would play the log of a store whose file is gone into the new one."""
     for suffix in ("-wal", "-journal"):
         log = target.side_file(suffix)

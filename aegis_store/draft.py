@@ -53,8 +53,11 @@ class Draft:
     Every method raises `StoreFull` when the disk or a quota is full, `FileUnavailable` when the file system refuses.
     """
 
-    def __init__(self, final: Path) -> None:
-        """Begin. Raises `InvalidInput` if the name is taken, by a file or by the draft of another writer."""
+    def __init__(self, final: Path, *, path: Path | None = None) -> None:
+        """Begin, in `NAME.tmp` or at `path`, which then has its mode whatever the umask.
+
+        Raises `InvalidInput` if the name is taken, by a file or by the draft of another writer.
+        """
         self.final = final
         self.size_bytes = 0
         self._descriptor = -1
@@ -62,7 +65,7 @@ class Draft:
         with file_errors(final):
             if os.path.lexists(final):
                 raise _taken(final)
-            self.path = final.with_name(f"{final.name}.tmp")
+            self.path = final.with_name(f"{final.name}.tmp") if path is None else path
             try:
                 self._descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o600)
             except FileExistsError:
@@ -70,6 +73,8 @@ class Draft:
                     f"{shown(str(self.path))} stands already: another process is writing it, or has died; if so, remove it"
                 ) from None
             self._stands = True
+            if path is not None:
+                os.chmod(self.path, 0o600)  # whatever the umask: SQLite opens it again, by its name
 
     def write(self, content: bytes) -> None:
         """Write on. Raises as the class says; then discard the draft."""
@@ -87,6 +92,11 @@ class Draft:
                 os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.lseek(self._descriptor, 0, os.SEEK_SET)
             return os.fdopen(os.dup(self._descriptor), "rb")
+
+    def sync(self) -> None:
+        """Bring what was written to the disk, by whomever."""
+        with file_errors(self.final):
+            os.fsync(self._descriptor)
 
     def publish(self) -> None:
         """Give the file its name, durably. Raises `InvalidInput` if the name was taken meanwhile."""

@@ -161,3 +161,6 @@ RECORD_FLUSH_S: Final = 1.0
 
 # What a hook sends is read up to here. The store takes 16 MiB at the most; what is larger is set aside, as far as it goes.
 MAX_HOOK_BYTES: Final = 64 * 1024 * 1024
+
+# A backup copies so many pages (4 MiB) at a time and syncs them, so that the fsync of a writer never waits for more.
+BACKUP_PAGES: Final = 512

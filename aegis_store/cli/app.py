@@ -8,6 +8,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from aegis_store.cli import (
     append,
+    backup,
     bench,
     completion,
     demo,
@@ -122,6 +123,8 @@ app.command()(transfer.export)
 app.command("import")(transfer.import_lines)
 app.command("import-aegis")(transfer.import_aegis)
 app.command()(verify.verify)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.command()(deploy.upgrade)
 app.command()(bench.bench)
 

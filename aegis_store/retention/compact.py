@@ -26,12 +26,9 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final, NamedTuple
-from weakref import ref
-
-from sqlalchemy import Connection, create_engine
-from sqlalchemy.pool import StaticPool
 
 from aegis_store import driver, gate
+from aegis_store.alone import Alone, LoneConnection, interruptible
 from aegis_store.errors import ReadOnlyStore, StoreBusy, StoreCorrupt, StoreFull, StoreUnavailable
 from aegis_store.sqlite_errors import errors_of, translated
 from aegis_store.target import Target, is_open_here
@@ -52,8 +49,7 @@ _FRAME_HEADER_BYTES: Final = 24
 # Memory for pages. The default of 2 MiB would write pages of the indexes several times.
 _CACHE_KIB: Final = 32 * 1024
 
-# How often Ctrl-C and progress are looked after: some ten times a second.
-_STEPS_BETWEEN_LOOKS: Final = 100_000
+# How often progress is looked after: some ten times a second.
 _ROWS_BETWEEN_LOOKS: Final = 1000
 _PAGES_BETWEEN_LOOKS: Final = 512
 
@@ -180,33 +176,10 @@ def _alone_with(target: Target) -> Iterator[Any]:
         yield connection
 
 
-class _Connection(driver.dbapi.Connection):  # type: ignore[misc, name-defined]  # chosen at run time
-    """Closing it closes its cursors. SQLite keeps a connection open, with its lock, as long as there are statements of it, and
-    a cursor that Ctrl-C has cut off, kept by the traceback, may stay until the garbage is collected.
-    """
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._cursors: list[ref[Any]] = []
-
-    def cursor(self, *args: Any) -> Any:
-        cursor = super().cursor(*args)
-        # Not a WeakSet, which runs code as each cursor goes: Ctrl-C in there would be lost.
-        self._cursors = [known for known in self._cursors if known() is not None] + [ref(cursor)]
-        return cursor
-
-    def close(self) -> None:
-        cursors, self._cursors = self._cursors, []
-        try:
-            for known in cursors:
-                if (cursor := known()) is not None:
-                    cursor.close()
-        finally:
-            super().close()
-
-
 def _connected(target: Target, query: str) -> Any:
-    return driver.dbapi.connect(target.uri(query), uri=True, timeout=_LOCK_TIMEOUT_S, isolation_level=None, factory=_Connection)
+    return driver.dbapi.connect(
+        target.uri(query), uri=True, timeout=_LOCK_TIMEOUT_S, isolation_level=None, factory=LoneConnection
+    )
 
 
 def _in_use(target: Target, who: str, remedy: str) -> StoreBusy:
@@ -217,28 +190,9 @@ def _in_use(target: Target, who: str, remedy: str) -> StoreBusy:
 # Check
 
 
-class _Alone:
-    """The one connection, as `verify` reads a store."""
-
-    def __init__(self, target: Target, original: Any) -> None:
-        self._store = str(target)
-        self._engine = create_engine(
-            "sqlite://",
-            module=driver.dbapi,
-            creator=lambda: original,
-            poolclass=StaticPool,
-            execution_options={"store": self._store},
-        )
-
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
-        with errors_of(self._store), self._engine.connect() as connection:
-            yield connection
-
-
 def _check(target: Target, original: Any) -> None:
-    with _interruptible(original, lambda: None):
-        refuse_damaged(_Alone(target, original), str(target))
+    with interruptible(original, lambda: None):
+        refuse_damaged(Alone(str(target), original), str(target))
 
 
 # Copy
@@ -268,7 +222,7 @@ def _copy(original: Any, draft: Target, progress: _Progress, shape: _Shape) -> N
     def look() -> None:
         progress.at(_COPYING, draft.path.stat().st_size / max(shape.content_bytes, 1))
 
-    with _interruptible(original, look):
+    with interruptible(original, look):
         original.execute("VACUUM INTO ?", (draft.uri("mode=rw"),))
     progress.at(_COPYING, 1)
 
@@ -292,7 +246,7 @@ def _verified(target: Target, original: Any, copy: Any, progress: _Progress) -> 
     _expect(target, _pragma(copy, "auto_vacuum"), 2, "auto_vacuum")
     schema = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, name"
     _expect(target, copy.execute(schema).fetchall(), original.execute(schema).fetchall(), "schema")
-    with _interruptible(copy, lambda: None):
+    with interruptible(copy, lambda: None):
         _expect(target, copy.execute("PRAGMA integrity_check").fetchall(), [("ok",)], "integrity_check")
         broken = copy.execute("PRAGMA foreign_key_check").fetchall()
     if broken:
@@ -347,31 +301,6 @@ def _write_back(target: Target, copy: Any, original: Any, progress: _Progress) -
     if _bytes_on_disk(target) != wanted.pages * wanted.page_size_bytes:
         raise StoreUnavailable(store=str(target), detail="it was compacted, but the file was not cut: check the disk")
     progress.at(_WRITING, 1)
-
-
-@contextmanager
-def _interruptible(connection: Any, look: Callable[[], None]) -> Iterator[None]:
-    """Inside, a statement that takes long calls `look` now and then, and ends at Ctrl-C and at any other exception of it."""
-    raised: list[BaseException] = []
-
-    def handler() -> int:
-        try:
-            look()
-        except BaseException as error:  # noqa: BLE001 - the driver would drop it and say "interrupted"
-            raised.append(error)
-        return len(raised)
-
-    connection.set_progress_handler(handler, _STEPS_BETWEEN_LOOKS)
-    try:
-        yield
-    except (driver.dbapi.Error, KeyboardInterrupt):
-        if not raised:
-            raise
-    finally:
-        with suppress(driver.dbapi.ProgrammingError):  # SQLAlchemy closes a connection that Ctrl-C has cut off
-            connection.set_progress_handler(None, 0)
-    if raised:
-        raise raised[0]
 
 
 # Looking

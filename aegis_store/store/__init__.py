@@ -3,9 +3,9 @@
     sessions    create_session ensure_session get_session list_sessions set_status update_session delete_session
     events      append append_many read read_all follow
     retention   retention_policy set_retention_policy plan_policy plan_prune prune prune_history reclaim
-    transfer    export import_lines import_aegis
+    transfer    export import_lines import_aegis backup
     overview    overview session_overview stats health verify
-    here        open upgrade compact close
+    here        open upgrade compact restore close
 
 Each line is a file beside this one; `base` is what they stand on.
 """
@@ -16,7 +16,10 @@ from datetime import timedelta
 from types import TracebackType
 from typing import ClassVar, Self
 
+from aegis_store import backup as backups
 from aegis_store import creation, driver, gate, migrate
+from aegis_store.backup import BackupReport
+from aegis_store.backup import OnProgress as OnBackedUp
 from aegis_store.connections import Durability
 from aegis_store.database import Database
 from aegis_store.errors import InvalidInput, StoreBusy, StoreFull, StoreUnavailable, shown
@@ -134,6 +137,21 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
         somebody has it open, `StoreFull`, and what `open` raises; it is then as it was.
         """
         return compact(Target.of(target), on_progress=on_progress)
+
+    @staticmethod
+    def restore(
+        backup: str | os.PathLike[str], target: str | os.PathLike[str], *, on_progress: OnBackedUp | None = None
+    ) -> BackupReport:
+        """Make a store at `target`, where nothing may stand, of a backup; the backup stays as it is.
+
+        The copy is verified before it gets its name, mode 0600. One of an older schema is moved to that of this library first.
+        A reader whose cursor is beyond what the backup holds gets `CursorAhead`, until as many events have come again:
+        positions and seqs of events that came after the backup are given anew. `on_progress` as for `backup`.
+        Raises `InvalidInput` if something stands at `target`, `StoreUnavailable` if the log of a store that is gone lies
+        there, `StoreFull`, `FileUnavailable`, `StoreCorrupt` for any damage of the backup, and what `open` raises of it.
+        Then, and when it is interrupted, nothing is left.
+        """
+        return backups.restore(Target.of(backup), Target.of(target), on_progress=on_progress)
 
     def close(self) -> None:
         """Close the store; every acknowledged append is on disk already. Calling it again does nothing.

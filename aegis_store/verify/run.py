@@ -50,11 +50,14 @@ def verify(db: Readable, on_progress: OnVerified | None = None) -> VerifyReport:
     )
 
 
-def refuse_damaged(db: Readable, store: str) -> None:
-    """Raise `StoreCorrupt` if the store is damaged: for what is about to move its pages, and with them what could be saved."""
-    damage = verify(db).damage
-    if damage:
-        first = damage[0]
+def refuse_damaged(db: Readable, store: str, *, on_progress: OnVerified | None = None) -> VerifyReport:
+    """Raise `StoreCorrupt` if the store is damaged; what was verified.
+
+    For what is about to move its pages, and with them what could be saved.
+    """
+    report = verify(db, on_progress)
+    if report.damage:
+        first = report.damage[0]
         where = "" if first.session_id is None else f"session {shown(first.session_id)}: "
         where = where if first.seq is None else f"event {first.seq} of {where}"
         raise StoreCorrupt(
@@ -62,6 +65,7 @@ def refuse_damaged(db: Readable, store: str) -> None:
             detail=f"{where}{first.detail}",
             hint="`aegis-store verify` tells all that is wrong, and what to do",
         )
+    return report
 
 
 class _Found:

@@ -66,6 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (place / "old-events").mkdir(exist_ok=True)
             if name == "agents.db":
                 store.export(place / "old-events/1.jsonl.gz")
+                store.backup(place / "saved.backup")
     (place / "aegis-state.json.gz").write_bytes(gzip.compress(b'{"version": 1, "sessions": [], "events": []}'))
     (place / "event.json").write_text('{"session_id": "run-42", "hook_event_name": "Stop"}')
     (place / "bin").mkdir()
