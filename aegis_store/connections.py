@@ -77,15 +77,15 @@ class Connections:
         return connection
 
     def make_writer(self, connection: Any, *, checkpoints: bool) -> None:
-        """Turn a reader's connection into the writer's, which has SQLite checkpoint as usual, or only a very long log."""
+        """Turn a reader's connection into the writer's, which has SQLite checkpoint only a very long log, or none."""
         name, value = _SYNCHRONOUS[self.durability]
         with _closed_if_unfit(connection):
             self._set(connection, "query_only", "OFF", 0)
             self._set(connection, "synchronous", name, value)
             # Stores are created in WAL mode. If someone switched it off, this switches it on again, or finds that it cannot.
             self._set(connection, "journal_mode", "WAL", "wal")
-            if not checkpoints:
-                self._set(connection, "wal_autocheckpoint", str(LOG_PAGES_OF_WRITERS), LOG_PAGES_OF_WRITERS)
+            pages = LOG_PAGES_OF_WRITERS if checkpoints else 0
+            self._set(connection, "wal_autocheckpoint", str(pages), pages)
             self._set(connection, "busy_timeout", "0", 0)  # from here on the writer waits by itself
             self._refuse_if_degraded(connection)
 

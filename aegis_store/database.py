@@ -28,7 +28,6 @@ from aegis_store.watcher import Watcher
 from aegis_store.writer import Writer
 
 _CLOSED: Final = "was closed"
-_HAS_CHECKPOINTER: Final = not driver.has_wal_reset_bug(driver.VERSION_INFO)
 
 
 class Database:
@@ -57,15 +56,16 @@ class Database:
         self.patience_s = min(LINE_PATIENCE_S, busy_timeout_ms / 2000)
         self._readers = 0
         self._readers_lock = threading.Lock()
+        alone = driver.has_wal_reset_bug(driver.VERSION_INFO)
         open_here.update([target.path])
         try:
-            self._writer = None if read_only else Writer(connections, checkpoints=not _HAS_CHECKPOINTER)
+            self._writer = None if read_only else Writer(connections, checkpoints=not alone)
         except BaseException:
             open_here.subtract([target.path])
             self._engine.dispose()
             raise
         self.turns = Turns(target, self._carry_out, has_file_lock=not read_only)
-        self._checkpointer = Checkpointer(str(target), connections.checkpointer, self.turn)
+        self._checkpointer = Checkpointer(str(target), connections.checkpointer, self.turn, alone=alone)
         self.watcher = Watcher(target.path, connections.reader)
         forks.watch(self)
 
@@ -184,20 +184,18 @@ class Database:
         settle(group)
 
     def _note_commit(self) -> None:
-        if _HAS_CHECKPOINTER:
-            self._checkpointer.note_write()
+        self._checkpointer.note_write()
         if watcher.awake:
             watcher.note_commit(self.target.path)
 
     def checkpoint(self) -> None:
         """Bring what the log holds into the file, as far as readers allow; neither waits nor makes writers wait.
 
-        On a SQLite with the WAL-reset bug its own checkpoints, in a writer's commit, have to do.
+        (Both do on a SQLite with the WAL-reset bug.)
         """
         self.check_writable()
-        if _HAS_CHECKPOINTER:
-            with self.errors():
-                self._checkpointer.run()
+        with self.errors():
+            self._checkpointer.run()
 
     def ask(self) -> float:
         """When this thread began to wait. A thread that has the turn, and came back through a signal handler, is refused."""

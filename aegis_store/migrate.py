@@ -94,4 +94,6 @@ def _connect(target: Target) -> object:
     # Off, and before BEGIN, where alone it can be set: rebuilding a table that others refer to needs it. Checked at the end.
     connection.execute("PRAGMA foreign_keys = OFF")
     connection.execute("PRAGMA synchronous = FULL")
+    # The next one to open the store does that: see `checkpointer` for what it must not meet.
+    connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
     return connection

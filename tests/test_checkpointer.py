@@ -51,12 +51,83 @@ def test_it_runs_from_the_first_write_until_the_store_is_closed(open_store: Open
     assert not threads()
 
 
-def test_there_is_none_on_a_sqlite_with_the_wal_reset_bug(open_store: OpenStore) -> None:
+@pytest.fixture
+def affected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SQLite with the WAL-reset bug, by all that the store knows."""
+    monkeypatch.setattr(driver, "has_wal_reset_bug", lambda _: True)
+
+
+@pytest.mark.usefixtures("affected")
+def test_with_the_wal_reset_bug_nobody_can_commit_while_anything_checkpoints(
+    open_store: OpenStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes, committed = [], []
+    really = checkpointer._checkpoint
+
+    def checkpoint(connection: Any, mode: str) -> Any:
+        other = driver.dbapi.connect(str(path), isolation_level=None, timeout=0)
+        try:
+            other.execute("BEGIN IMMEDIATE")
+            committed.append(mode)
+        except driver.dbapi.OperationalError:
+            modes.append(mode)
+        finally:
+            other.close()
+        return really(connection, mode)
+
+    monkeypatch.setattr(checkpointer, "_checkpoint", checkpoint)
+    store = open_store(prune_on_open=False)
+    store.create_session("s")
+    for number in range(40):
+        store.append("s", "t", {"number": number, "text": "x" * 100_000})
+    store.update_session("s", max_events=1)
+    store.reclaim()
+    store._db.checkpoint()
+    wait_for(lambda: len(modes) >= 3)
+    store.close()
+    assert (set(modes), committed) == ({"PASSIVE"}, [])
+
+
+@pytest.mark.usefixtures("affected")
+def test_with_the_wal_reset_bug_no_commit_checkpoints_and_the_log_is_brought_in_all_the_same(
+    open_store: OpenStore, path: Path
+) -> None:
     store = open_store()
     store.create_session("s")
-    assert bool(threads()) is not driver.has_wal_reset_bug(driver.VERSION_INFO)
-    pages = store._db.writer.driver.execute("PRAGMA wal_autocheckpoint").fetchone()[0]
-    assert (pages == 1000) is driver.has_wal_reset_bug(driver.VERSION_INFO)
+    assert store._db.writer.driver.execute("PRAGMA wal_autocheckpoint").fetchone() == (0,)
+    for _ in range(6):
+        store.append("s", "t", "x" * 1_000_000)
+    wait_for(lambda: path.stat().st_size > 6_000_000)
+    store.append("s", "t", {})
+    assert len(store.read("s").events) == 7
+
+
+@fixed_sqlite
+def test_a_long_log_that_a_reader_held_is_brought_in_beside_the_writers(
+    open_store: OpenStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(maintain_every=None)
+    store.create_session("s")
+    reader = driver.dbapi.connect(str(path), isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM event").fetchall()
+    done = []
+    really = checkpointer._checkpoint
+
+    def checkpoint(connection: Any, mode: str) -> Any:
+        waiting = really(connection, "NOOP").waiting
+        done.append((mode, waiting))
+        return really(connection, mode)
+
+    monkeypatch.setattr(checkpointer, "_checkpoint", checkpoint)
+    for _ in range(80):
+        store.append("s", "t", "x" * 1_000_000)
+    time.sleep(0.2)
+    assert "RESTART" not in [mode for mode, _ in done]
+    reader.close()
+    store.append("s", "t", {})
+    wait_for(lambda: "RESTART" in [mode for mode, _ in done])
+    assert dict(done)["RESTART"] < 1000
 
 
 @fixed_sqlite

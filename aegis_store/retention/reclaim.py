@@ -6,8 +6,8 @@ does SQLite cut the file off. A reader that holds an old snapshot puts the secon
 the first act waits for it.
 
 SQLite with the WAL-reset bug (`driver.has_wal_reset_bug`) may lose commits when one connection checkpoints while another
-commits. There every checkpoint runs on the writer's connection, while this process's writers wait, as SQLite's automatic ones
-do anyway, and the log is not emptied. A fixed SQLite checkpoints on a connection of its own, and no writer waits.
+commits. There every checkpoint runs while writers wait (`checkpointer`), and the log is not emptied. A fixed SQLite checkpoints
+beside them.
 
 Rows spread thinly over pages that are not free are beyond this: `compact` packs them.
 """
@@ -23,6 +23,7 @@ from typing import Any, Final, Literal, NamedTuple
 from sqlalchemy import Connection
 
 from aegis_store import driver
+from aegis_store.checkpointer import checkpoint_alone
 from aegis_store.database import Database
 from aegis_store.errors import InvalidInput, StoreUnavailable, shown
 from aegis_store.target import Target
@@ -224,19 +225,13 @@ def _let_writers_through(step_took_s: float, deadline: float) -> None:
 @contextmanager
 def _checkpoints(db: Database) -> Iterator[_Checkpoint]:
     """What runs the checkpoints: see the top of this file. No checkpoint waits for anybody's lock."""
-    if driver.has_wal_reset_bug(driver.VERSION_INFO):
-
-        def on_the_writer(_: str) -> _Log:
-            # PASSIVE whatever is asked for: it alone waits for no lock on any connection, and never starts the log anew.
-            with db.turn() as conn:
-                return _log_of(_cursor(conn).execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
-
-        yield on_the_writer
-        return
     with closing(
         driver.dbapi.connect(db.target.uri("mode=rw"), uri=True, timeout=0, isolation_level=None, check_same_thread=False)
     ) as connection:
-        yield lambda mode: _log_of(connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall())
+        if driver.has_wal_reset_bug(driver.VERSION_INFO):
+            yield lambda _: _Log(*checkpoint_alone(connection, db.turn))
+        else:
+            yield lambda mode: _log_of(connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall())
 
 
 def _log_of(rows: list[tuple[Any, ...]]) -> _Log:
