@@ -111,6 +111,7 @@ class AsyncEventStore:
         prune_on_open: bool = True,
         maintain_every: timedelta | None = DEFAULT_MAINTAIN_EVERY,
         busy_timeout_ms: int = DEFAULT_BUSY_TIMEOUT_MS,
+        allow_network_file_system: bool = False,
     ) -> "_Opening":
         """As `EventStore.open`; `async with AsyncEventStore.open(…) as store`, or `store = await AsyncEventStore.open(…)`."""
         return _Opening(
@@ -123,6 +124,7 @@ class AsyncEventStore:
                 prune_on_open=prune_on_open,
                 maintain_every=maintain_every,
                 busy_timeout_ms=busy_timeout_ms,
+                allow_network_file_system=allow_network_file_system,
             )
         )
 

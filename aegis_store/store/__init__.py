@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from aegis_store import backup as backups
-from aegis_store import creation, driver, gate, migrate
+from aegis_store import creation, driver, file_system, gate, migrate
 from aegis_store.backup import BackupReport
 from aegis_store.backup import OnProgress as OnBackedUp
 from aegis_store.connections import Durability
@@ -65,6 +65,7 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
         prune_on_open: bool = True,
         maintain_every: timedelta | None = DEFAULT_MAINTAIN_EVERY,
         busy_timeout_ms: int = DEFAULT_BUSY_TIMEOUT_MS,
+        allow_network_file_system: bool = False,
     ) -> Self:
         """Open the store at `target`, a path or a SQLAlchemy URL such as `sqlite:///aegis.db`.
 
@@ -79,11 +80,12 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
         thread of this store prunes that often, until `close()`; of several processes one does it at a time. For sessions that
         ended less than that ago it takes neither `terminal_grace` nor `forget_sessions_after` to be over. A process that dies
         at it is waited for a minute. None: never, and never when read-only. `busy_timeout_ms`: how long a write
-        waits for other writers.
+        waits for other writers. `allow_network_file_system`: a store on NFS, SMB, 9p and the like is refused before SQLite
+        touches it, unless this is True or $AEGIS_STORE_ALLOW_NETWORK_FILE_SYSTEM is 1. One machine alone may open it then.
 
-        Raises `StoreUnavailable` (no such store, no permission), `NotAnAegisStore` (a directory, a text file, another
-        program's database), `StoreCorrupt` (damaged or empty), `SchemaMismatch` (older or newer than this library: run the
-        command that it names). The file is then as it was.
+        Raises `StoreUnavailable` (no such store, no permission, a network file system), `NotAnAegisStore` (a
+        directory, a text file, another program's database), `StoreCorrupt` (damaged or empty), `SchemaMismatch`
+        (older or newer than this library: run the command that it names). The file is then as it was.
         """
         if durability not in ("power", "process"):
             raise InvalidInput(f"durability must be 'power' or 'process', not {shown(durability)}")
@@ -91,6 +93,7 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
         if maintain_every is not None and (not isinstance(maintain_every, timedelta) or maintain_every <= timedelta(0)):
             raise InvalidInput(f"maintain_every must be a timedelta over 0, or None, not {shown(maintain_every)}")
         place = Target.of(target)
+        file_system.refuse_network(place, allow=allow_network_file_system)
         if create and not read_only:
             creation.ensure(place)
         gate.check(place)
@@ -120,6 +123,7 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
         store of another schema when they open it. Raises what `open` raises, and `SchemaMismatch` only for a newer store.
         """
         place = Target.of(target)
+        file_system.refuse_network(place)
         if not gate.exists(place) and creation.create(place):
             return None, HEAD
         before = gate.revision(place)
@@ -136,7 +140,9 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
         which is checked before. `on_progress` is called with (bytes done, bytes in all). Raises `StoreBusy` if
         somebody has it open, `StoreFull`, and what `open` raises; it is then as it was.
         """
-        return compact(Target.of(target), on_progress=on_progress)
+        place = Target.of(target)
+        file_system.refuse_network(place)
+        return compact(place, on_progress=on_progress)
 
     @staticmethod
     def restore(
@@ -151,7 +157,9 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
         there, `StoreFull`, `FileUnavailable`, `StoreCorrupt` for any damage of the backup, and what `open` raises of it.
         Then, and when it is interrupted, nothing is left.
         """
-        return backups.restore(Target.of(backup), Target.of(target), on_progress=on_progress)
+        place = Target.of(target)
+        file_system.refuse_network(place)
+        return backups.restore(Target.of(backup), place, on_progress=on_progress)
 
     def close(self) -> None:
         """Close the store; every acknowledged append is on disk already. Calling it again does nothing.
