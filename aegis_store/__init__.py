@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from aegis_store.activity import Share as Share
     from aegis_store.aio import AsyncEventStore as AsyncEventStore
     from aegis_store.backup import BackupReport as BackupReport
+    from aegis_store.doctor import DoctorReport as DoctorReport
+    from aegis_store.doctor import Finding as Finding
     from aegis_store.errors import (
         AegisStoreError as AegisStoreError,
     )
@@ -138,6 +140,7 @@ _ROOMS = {
     "aegis_store.activity": "EventRate EventSample PayloadSizes Share",
     "aegis_store.aio": "AsyncEventStore",
     "aegis_store.backup": "BackupReport",
+    "aegis_store.doctor": "DoctorReport Finding",
     "aegis_store.errors": (
         "AegisStoreError CursorAhead EventIdConflict EventsTruncated EventTooLarge FileUnavailable ImportRejected InvalidEvent "
         "InvalidInput InvalidPolicy InvalidSession NotAnAegisStore ReadOnlyStore SchemaMismatch SequenceConflict SessionExists "

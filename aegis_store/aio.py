@@ -293,6 +293,7 @@ class AsyncEventStore:
     upgrade = staticmethod(_in_thread(EventStore.upgrade))
     compact = staticmethod(_in_thread(EventStore.compact))
     restore = staticmethod(_in_thread(EventStore.restore))
+    doctor = staticmethod(_in_thread(EventStore.doctor))
 
     async def close(self) -> None:
         """As `EventStore.close`. Appends that wait get `StoreClosed`."""

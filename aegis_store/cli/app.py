@@ -13,6 +13,7 @@ from aegis_store.cli import (
     completion,
     demo,
     deploy,
+    doctor,
     inspect,
     look,
     policy,
@@ -123,6 +124,7 @@ app.command()(transfer.export)
 app.command("import")(transfer.import_lines)
 app.command("import-aegis")(transfer.import_aegis)
 app.command()(verify.verify)
+app.command()(doctor.doctor)
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.command()(deploy.upgrade)

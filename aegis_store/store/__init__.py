@@ -5,7 +5,7 @@
     retention   retention_policy set_retention_policy plan_policy plan_prune prune prune_history reclaim
     transfer    export import_lines import_aegis backup
     overview    overview session_overview stats health verify
-    here        open upgrade compact restore close
+    here        open upgrade compact restore doctor close
 
 Each line is a file beside this one; `base` is what they stand on.
 """
@@ -22,6 +22,7 @@ from aegis_store.backup import BackupReport
 from aegis_store.backup import OnProgress as OnBackedUp
 from aegis_store.connections import Durability
 from aegis_store.database import Database
+from aegis_store.doctor import DoctorReport, doctor
 from aegis_store.errors import InvalidInput, StoreBusy, StoreFull, StoreUnavailable, shown
 from aegis_store.events import checked_count
 from aegis_store.log import log
@@ -143,6 +144,16 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
         place = Target.of(target)
         file_system.refuse_network(place)
         return compact(place, on_progress=on_progress)
+
+    @staticmethod
+    def doctor(target: str | os.PathLike[str]) -> DoctorReport:
+        """Look over the store at `target` and what it stands on: also where it does not open. Changes nothing.
+
+        SQLite, file system, room, permissions and owners, schema, pragmas, log, the oldest reader, free pages, budget, clock,
+        files left behind. What is wrong is in the report, not raised. Reads no event but the newest: see `verify` for that.
+        Who reads is not looked at where this process has the store open. Raises `StoreUnavailable` for what is no path.
+        """
+        return doctor(Target.of(target))
 
     @staticmethod
     def restore(
