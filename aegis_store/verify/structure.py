@@ -10,6 +10,9 @@ from sqlalchemy.pool import StaticPool
 from aegis_store import driver, schema
 from aegis_store.verify.report import Problem
 
+_LITESTREAM: Final = ("_litestream_lock", "_litestream_seq")
+"""Tables that Litestream makes in what it replicates. Nothing of the store depends on them."""
+
 _MOST: Final = 100
 """How many faults SQLite tells of at the most: damage to one page has dozens."""
 
@@ -39,8 +42,8 @@ def changes_of_schema(conn: Connection) -> Iterator[Problem]:
 
 
 def shape(connection: Any) -> Shape:
-    """What `sqlite_schema` says of all of them, whatever the white space. Alembic's own table is left out, and SQLite's, among
-    which are the statistics that ANALYZE and PRAGMA optimize leave.
+    """What `sqlite_schema` says of all of them, whatever the white space. Alembic's own table is left out, Litestream's, and
+    SQLite's, among which are the statistics that ANALYZE and PRAGMA optimize leave.
 
     SQLite quotes the name of a table that was renamed.
     """
@@ -49,7 +52,7 @@ def shape(connection: Any) -> Shape:
     return {
         (kind, name): " ".join(sql.replace(f'"{name}"', name).split()).replace("( ", "(").replace(" )", ")").replace(" ,", ",")
         for kind, name, sql in rows
-        if name != "alembic_version" and not name.startswith("sqlite_")
+        if name not in ("alembic_version", *_LITESTREAM) and not name.startswith("sqlite_")
     }
 
 
