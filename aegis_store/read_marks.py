@@ -15,6 +15,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _LAST_FRAME_AT: Final = 16
+_BROUGHT_IN_AT: Final = 96
 _MARKS_AT: Final = 100
 _MARKS: Final = 5
 _LOCKS_AT: Final = 123
@@ -46,15 +47,16 @@ def readers(shared_memory: Path) -> list[Reader] | None:
         if len(head) < _MARKS_AT + 4 * _MARKS:
             return []
         (last,) = struct.unpack_from("=I", head, _LAST_FRAME_AT)
+        (brought_in,) = struct.unpack_from("=I", head, _BROUGHT_IN_AT)
         marks = struct.unpack_from(f"={_MARKS}I", head, _MARKS_AT)
         holders = [_holder(descriptor, _LOCKS_AT + number) for number in range(_MARKS)]
     except OSError:
         return None
     finally:
         os.close(descriptor)
-    # Mark 0 is that of readers who need nothing of the log.
+    # Mark 0 is that of readers who need nothing of the log: as long as one reads, nothing more of it is brought into the file.
     return [
-        Reader(pid, max(last - mark, 0) if number else 0)
+        Reader(pid, max(last - (mark if number else brought_in), 0))
         for number, (mark, pid) in enumerate(zip(marks, holders, strict=True))
         if pid
     ]

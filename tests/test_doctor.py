@@ -138,30 +138,29 @@ def test_a_long_log_is_a_warning(store: EventStore, path: Path, monkeypatch: pyt
 
 
 @pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="readers are known on Linux alone")
-def test_the_oldest_reader_is_named_with_how_far_it_is_behind(
-    store: EventStore, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_oldest_reader_is_named_with_how_far_it_is_behind(store: EventStore, path: Path) -> None:
     store.ensure_session("s")
     code = (
         "import sys; from aegis_store.driver import dbapi; c = dbapi.connect(sys.argv[1], isolation_level=None)\n"
         "c.execute('BEGIN'); c.execute('SELECT count(*) FROM event').fetchall(); print('reads', flush=True); sys.stdin.read()"
     )
-    reader = subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert reader.stdout is not None
-    assert reader.stdin is not None
-    assert reader.stdout.readline() == "reads\n"
-    for _ in range(10):
-        store.append("s", "note", "x" * 10_000)
-    ask = (
-        "import sys; from aegis_store import EventStore\n"
-        "print([f for f in EventStore.doctor(sys.argv[1]).findings if 'oldest' in f.name][0].found)"
-    )
-    told = subprocess.run([sys.executable, "-c", ask, str(path)], capture_output=True, text=True, check=True).stdout
-    assert told.startswith(f"process {reader.pid}, ")
-    assert int(told.split()[2]) >= 10
-    assert line(EventStore.doctor(path), "oldest reader").found == "cannot be known here"  # it would drop our own locks
-    reader.communicate()
-    reader.stdout.close()
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "reads\n"
+        for _ in range(10):
+            store.append("s", "note", "x" * 10_000)
+        ask = (
+            "import sys; from aegis_store import EventStore\n"
+            "print([f for f in EventStore.doctor(sys.argv[1]).findings if 'oldest' in f.name][0].found)"
+        )
+        told = subprocess.run([sys.executable, "-c", ask, str(path)], capture_output=True, text=True, check=True).stdout
+        assert told.startswith(f"process {reader.pid}, ")
+        assert int(told.split()[2]) >= 10
+        assert line(EventStore.doctor(path), "oldest reader").found == "cannot be known here"  # it would drop our own locks
+        assert reader.stdin is not None
+        reader.stdin.close()
 
 
 def test_many_free_pages_are_a_warning(store: EventStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,7 +236,7 @@ def test_behind_a_long_reader_the_log_does_not_grow_without_bound(
     hold_snapshot(reader)
     report = reclaim(pruned._db)
     assert report.outcome == "held_up"
-    assert 0 < report.pages_freed < 250
+    assert 0 < report.pages_freed < 300
     assert report.free_bytes_after > 0
     reader.execute("COMMIT")
     assert reclaim(pruned._db).complete
