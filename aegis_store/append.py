@@ -3,8 +3,8 @@
     INSERT INTO event … SELECT last_seq + 1 … FROM session WHERE session_id = … RETURNING seq, position
 
 The triggers count it and keep the cap (see `schema`). When the statement inserts nothing (no such session, another
-`last_seq` than expected) or is refused (`event_id` known, payload too large), `_settle` finds out which, inside one write
-transaction, so that the answer is true at one moment.
+`last_seq` than expected, a deploy has moved the store) or is refused (`event_id` known, payload too large), `_settle` finds out
+which, inside one write transaction, so that the answer is true at one moment.
 """
 
 import time
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, Text, bindparam, func, insert, literal_column, select
+from sqlalchemy import BigInteger, Connection, Text, bindparam, func, insert, literal_column, select, text
 
 from aegis_store import payload as payloads
 from aegis_store.checksum import NEXT_SUM_SQL, STORE_NUMBER, content_sum
@@ -21,7 +21,7 @@ from aegis_store.database import Database
 from aegis_store.errors import EventIdConflict, EventTooLarge, InvalidEvent, SequenceConflict, shown
 from aegis_store.events import Event, Json, NewEvent, checked_text, from_us, to_us
 from aegis_store.read import event_of
-from aegis_store.schema import event, session, store
+from aegis_store.schema import AT_HEAD_SQL, event, session, store
 from aegis_store.sessions import known_id, row_of
 from aegis_store.settings import MAX_PAYLOAD_REF_BYTES
 from aegis_store.sqlite_errors import ConstraintRefused, damaged
@@ -41,6 +41,7 @@ def _compiled_insert() -> str:
     ).where(
         session.c.session_id == bindparam("session_id", type_=Text),
         session.c.last_seq == func.coalesce(expected, session.c.last_seq),
+        text(AT_HEAD_SQL),
     )
     statement = (
         insert(event)

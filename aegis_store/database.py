@@ -17,7 +17,7 @@ from sqlalchemy.pool import QueuePool
 
 from aegis_store import driver, forks, watcher
 from aegis_store.checkpointer import Checkpointer
-from aegis_store.connections import Connections, Durability
+from aegis_store.connections import Connections, Durability, check_revision
 from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreBusy, StoreClosed
 from aegis_store.metrics import Metrics
 from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS, GROUP_BYTES, GROUP_STATEMENTS, LINE_PATIENCE_S
@@ -311,4 +311,6 @@ class Database:
 
 
 def _begin_reading(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
+    raw: Any = connection.connection.dbapi_connection
+    raw.execute("BEGIN")
+    check_revision(connection.get_execution_options()["store"], raw.execute)

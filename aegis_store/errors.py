@@ -337,7 +337,10 @@ class SchemaMismatch(AegisStoreError):
         if found == "base" or found < expected:
             hint = "run `aegis-store upgrade` (or `alembic upgrade head`) with the new version, once, as a deploy"
         else:
-            hint = "run `pip install --upgrade aegis-store` where this process runs; a newer version has upgraded the store"
+            hint = (
+                "run `pip install --upgrade aegis-store` where this process runs, and start it again; "
+                "a newer version has upgraded the store"
+            )
         super().__init__(
             f"store {shown(store)} has schema {shown(found)}, this library works with {shown(expected)}", hint=hint
         )

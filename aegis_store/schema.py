@@ -41,6 +41,12 @@ from aegis_store.views import SQLITE_VIEWS
 HEAD: Final = "0004"
 """The revision that this library works with."""
 
+REVISION_SQL: Final = "SELECT version_num FROM alembic_version"
+"""The revision of the store. Alembic writes it anew in the transaction of each revision, so whatever a later one changes, it
+changes this: each transaction looks at it, and an append, which is one statement, by `AT_HEAD_SQL`."""
+
+AT_HEAD_SQL: Final = f"EXISTS (SELECT 1 FROM alembic_version WHERE version_num = '{HEAD}')"
+
 APPLICATION_ID: Final = 0x41454753
 """`PRAGMA application_id` of a store: "AEGS"."""
 

@@ -9,7 +9,8 @@ from sqlalchemy import Connection
 from sqlalchemy.pool import NullPool
 
 from aegis_store import driver
-from aegis_store.connections import Connections
+from aegis_store.connections import Connections, check_revision
+from aegis_store.errors import StoreUnavailable
 from aegis_store.settings import BUSY_PAUSE_MAX_S, BUSY_PAUSE_MIN_S
 from aegis_store.sqlite_errors import errors_of, is_busy, translated
 from aegis_store.turns import Rows, Statement
@@ -47,6 +48,15 @@ class Writer:
 
     def _begin(self, _: Connection) -> None:
         self._when_free(lambda: self.cursor.execute("BEGIN IMMEDIATE"))
+        self._check_revision()
+
+    def _check_revision(self) -> None:
+        """At the start of a transaction, which is over if a deploy has moved the store."""
+        try:
+            check_revision(self._store, self.cursor.execute)
+        except BaseException:
+            self._roll_back()
+            raise
 
     def _when_free(self, execute: Callable[[], Any]) -> Any:
         """What `execute` gives, tried again while another process holds the store, until the deadline.
@@ -80,7 +90,11 @@ class Writer:
         except driver.dbapi.Error as error:
             # A statement that did not run to its end must not stay behind on the cursor.
             self.cursor = self.driver.cursor()
-            raise self.told(error) from None
+            told = self.told(error)
+            if isinstance(told, StoreUnavailable):  # as where a later revision has taken away what the statement names
+                with suppress(driver.dbapi.Error):
+                    self._check_revision()
+            raise told from None
         return rows
 
     def told(self, error: Exception) -> Exception:
@@ -99,6 +113,7 @@ class Writer:
                 if not is_busy(error):
                     raise
             else:
+                self._check_revision()
                 return True
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, BUSY_PAUSE_MAX_S)

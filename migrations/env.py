@@ -1,6 +1,10 @@
 """What Alembic runs: finds the store, and migrates it on the connection that the library gives.
 
 The store is named by `-x url=PATH|URL`, or by $AEGIS_STORE_URL.
+
+Processes that run while a deploy moves their store find out by the row of `alembic_version`, which Alembic writes in the
+transaction of each revision: every transaction of theirs looks at it (see `schema.REVISION_SQL`). So a revision need not
+do anything for that, but revisions must be numbered upwards, and that table must stay as it is.
 """
 
 import os

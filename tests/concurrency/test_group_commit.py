@@ -29,6 +29,7 @@ from aegis_store import (
     driver,
     turns,
 )
+from aegis_store.schema import REVISION_SQL
 from aegis_store.turns import Statement
 from tests.conftest import OpenStore
 
@@ -95,7 +96,8 @@ def test_appends_that_wait_together_are_one_transaction_in_the_order_of_asking(p
     patient._db.writer.driver.set_trace_callback(seen.append)
     futures = all_at_once(patient, appends(patient, 20))
     patient._db.writer.driver.set_trace_callback(None)
-    assert [statement for statement in seen if not statement.startswith(("INSERT", "--"))] == ["BEGIN IMMEDIATE", "COMMIT"]
+    begun, *looked, committed = [statement for statement in seen if not statement.startswith(("INSERT", "--"))]
+    assert (begun, looked, committed) == ("BEGIN IMMEDIATE", [REVISION_SQL], "COMMIT")
     assert [(future.result().seq, future.result().payload) for future in futures] == [(n + 1, n) for n in range(20)]
     assert [(event.seq, event.payload) for event in patient.read("s").events] == [(n + 1, n) for n in range(20)]
 
