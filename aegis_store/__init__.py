@@ -55,6 +55,9 @@ if TYPE_CHECKING:
         ReadOnlyStore as ReadOnlyStore,
     )
     from aegis_store.errors import (
+        RedactionFailed as RedactionFailed,
+    )
+    from aegis_store.errors import (
         SchemaMismatch as SchemaMismatch,
     )
     from aegis_store.errors import (
@@ -143,8 +146,8 @@ _ROOMS = {
     "aegis_store.doctor": "DoctorReport Finding",
     "aegis_store.errors": (
         "AegisStoreError CursorAhead EventIdConflict EventsTruncated EventTooLarge FileUnavailable ImportRejected InvalidEvent "
-        "InvalidInput InvalidPolicy InvalidSession NotAnAegisStore ReadOnlyStore SchemaMismatch SequenceConflict SessionExists "
-        "SessionNotFound StoreBusy StoreClosed StoreCorrupt StoreFull StoreUnavailable"
+        "InvalidInput InvalidPolicy InvalidSession NotAnAegisStore ReadOnlyStore RedactionFailed SchemaMismatch "
+        "SequenceConflict SessionExists SessionNotFound StoreBusy StoreClosed StoreCorrupt StoreFull StoreUnavailable"
     ),
     "aegis_store.events": (
         "UNCHANGED UNLIMITED Event EventsMissed Health Histogram NewEvent Page Session SessionPage Status StoreStats"

@@ -21,6 +21,7 @@ from aegis_store.errors import StoreClosed
 from aegis_store.events import Event, EventsMissed, Json
 from aegis_store.metrics import now_ns
 from aegis_store.read import OnGap
+from aegis_store.redaction import Redact
 from aegis_store.settings import (
     DEFAULT_BUSY_TIMEOUT_MS,
     DEFAULT_MAINTAIN_EVERY,
@@ -112,6 +113,7 @@ class AsyncEventStore:
         maintain_every: timedelta | None = DEFAULT_MAINTAIN_EVERY,
         busy_timeout_ms: int = DEFAULT_BUSY_TIMEOUT_MS,
         allow_network_file_system: bool = False,
+        redact: Redact | None = None,
     ) -> "_Opening":
         """As `EventStore.open`; `async with AsyncEventStore.open(…) as store`, or `store = await AsyncEventStore.open(…)`."""
         return _Opening(
@@ -125,6 +127,7 @@ class AsyncEventStore:
                 maintain_every=maintain_every,
                 busy_timeout_ms=busy_timeout_ms,
                 allow_network_file_system=allow_network_file_system,
+                redact=redact,
             )
         )
 
@@ -143,7 +146,8 @@ class AsyncEventStore:
         """As `EventStore.append`; the appends of tasks that wait at the same time share a commit."""
         began_ns = now_ns()
         async with self._room:
-            prepared = appends.prepare(session_id, type, payload, event_id, expected_seq, occurred_at, run_id, payload_ref)
+            given = (session_id, type, payload, event_id, expected_seq, occurred_at, run_id, payload_ref)
+            prepared = appends.prepare(*given, redact=self._store._db.redact)
             try:
                 rows = await self._written(prepared)
             except ConstraintRefused:

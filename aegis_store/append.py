@@ -21,6 +21,7 @@ from aegis_store.database import Database
 from aegis_store.errors import EventIdConflict, EventTooLarge, InvalidEvent, SequenceConflict, shown
 from aegis_store.events import Event, Json, NewEvent, checked_text, from_us, to_us
 from aegis_store.read import event_of
+from aegis_store.redaction import Redact, redacted
 from aegis_store.schema import AT_HEAD_SQL, event, session, store
 from aegis_store.sessions import known_id, row_of
 from aegis_store.settings import MAX_PAYLOAD_REF_BYTES
@@ -64,6 +65,9 @@ class Prepared(NamedTuple):
     recorded_at: datetime
     parameters: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<Prepared of session {shown(self.session_id)}>"
+
     def stored(self, seq: int, position: int) -> Event:
         given = self.parameters
         return Event(
@@ -90,11 +94,15 @@ def prepare(
     run_id: str | None,
     payload_ref: str | None,
     recorded_at: datetime | None = None,
+    *,
+    redact: Redact | None = None,
 ) -> Prepared:
-    """Check and encode an event, recorded now or, when it is imported, at `recorded_at`.
+    """Check and encode an event, recorded now or, when it is imported, at `recorded_at`; what `redact` gives, if there is one.
 
-    Raises `InvalidEvent`, and `SessionNotFound` for an id that no session can have.
+    Raises `InvalidEvent`, `SessionNotFound` for an id that no session can have, `RedactionFailed`.
     """
+    if redact is not None:
+        payload = redacted(redact, known_id(session_id), checked_text("type", type, InvalidEvent), payload)
     text, encoded = payloads.encode(payload)
     recorded_us = time.time_ns() // 1000 if recorded_at is None else to_us(recorded_at)
     recorded_at = from_us(recorded_us)
@@ -252,8 +260,8 @@ def _standing(conn: Connection, session: int, prepared: Prepared) -> Event | Non
     return found
 
 
-def prepare_all(session_id: str, events: Iterable[NewEvent]) -> list[Prepared]:
-    """Check and encode each. `InvalidEvent` names the place in the sequence."""
+def prepare_all(session_id: str, events: Iterable[NewEvent], redact: Redact | None = None) -> list[Prepared]:
+    """Check and encode each, redacted. `InvalidEvent` names the place in the sequence."""
     prepared = []
     if not isinstance(events, Iterable):
         raise InvalidEvent.at("events", f"must be an iterable of NewEvent, not {type(events).__name__}")
@@ -271,6 +279,7 @@ def prepare_all(session_id: str, events: Iterable[NewEvent]) -> list[Prepared]:
                     new.occurred_at,
                     new.run_id,
                     new.payload_ref,
+                    redact=redact,
                 )
             )
         except InvalidEvent as error:

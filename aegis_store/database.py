@@ -20,6 +20,7 @@ from aegis_store.checkpointer import Checkpointer
 from aegis_store.connections import Connections, Durability, check_revision
 from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreBusy, StoreClosed
 from aegis_store.metrics import Metrics
+from aegis_store.redaction import Redact
 from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS, GROUP_BYTES, GROUP_STATEMENTS, LINE_PATIENCE_S
 from aegis_store.sqlite_errors import errors_of, translated
 from aegis_store.target import Target, open_here
@@ -41,11 +42,13 @@ class Database:
         read_only: bool = False,
         immutable: bool = False,
         busy_timeout_ms: int = DEFAULT_BUSY_TIMEOUT_MS,
+        redact: Redact | None = None,
     ) -> None:
         self.target = target
         self.durability = durability
         self.read_only = read_only
         self.busy_timeout_ms = busy_timeout_ms
+        self.redact = redact
         self.metrics = Metrics()
         uri = target.uri("mode=ro&immutable=1" if immutable else "mode=ro" if read_only else "mode=rw")
         connections = Connections(target, durability, busy_timeout_ms, uri)

@@ -10,6 +10,7 @@
     ├── SessionExists
     ├── SequenceConflict                      an append that must not happen
     ├── EventIdConflict
+    ├── RedactionFailed                       the redact hook raised; nothing was written
     ├── EventsTruncated                       a cursor that cannot be honoured
     ├── CursorAhead
     ├── StoreBusy                             the store cannot do it now
@@ -194,6 +195,23 @@ class EventIdConflict(AegisStoreError):
         """The same error, of an event of a batch; `other_path`: with that one, of the same batch."""
         seq = None if other_path else self.seq
         return EventIdConflict(session_id=self.session_id, event_id=self.event_id, seq=seq, path=step, other_path=other_path)
+
+
+class RedactionFailed(AegisStoreError):
+    """The redact hook raised for an event, so it was not stored, and nothing that was to be stored with it.
+
+    `detail` says what was raised, and where; not its words, which may quote the payload.
+    """
+
+    def __init__(self, *, session_id: str, type: str, detail: str) -> None:
+        self.session_id = session_id
+        self.type = type
+        self.detail = detail
+        super().__init__(
+            f"the redact hook raised {detail}, for an event of type {shown(type)} of session {shown(session_id)}: "
+            "the event was not stored",
+            hint="mend the hook, then append it again",
+        )
 
 
 class EventsTruncated(AegisStoreError):

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -71,7 +71,7 @@ class NewEvent:
     """An event to append; the arguments of `EventStore.append` as a value, for `append_many`."""
 
     type: str
-    payload: Json
+    payload: Json = field(repr=False)
     event_id: str | None = None
     occurred_at: datetime | None = None
     run_id: str | None = None
@@ -95,6 +95,11 @@ class Event(NamedTuple):
     event_id: str | None
     run_id: str | None
     payload_ref: str | None
+
+    def __repr__(self) -> str:
+        """All but the payload, which may hold secrets: what is shown ends up in logs."""
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._fields if name != "payload")
+        return f"Event({shown})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +149,7 @@ class Session:
     tenant: str
     owner: str
     status: Status
-    metadata: Mapping[str, Json]
+    metadata: Mapping[str, Json] = field(repr=False)
     first_seq: int
     last_seq: int
     retained_bytes: int

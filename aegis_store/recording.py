@@ -8,16 +8,18 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, select
 
 from aegis_store import append, creation, gate, sessions
+from aegis_store import payload as payloads
 from aegis_store.database import Database
 from aegis_store.errors import AegisStoreError, FileUnavailable, InvalidEvent, StoreBusy, shown
 from aegis_store.events import Event, Json, Status
+from aegis_store.redaction import Redact, redacted
 from aegis_store.schema import event
 from aegis_store.settings import GROUP_BYTES, GROUP_STATEMENTS, RECORD_FLUSH_S
 from aegis_store.spool import REFUSED, Received, Spool, read
@@ -56,16 +58,19 @@ class FlushReport:
     waiting: int = 0
 
 
-def record(target: Target, received: Received, *, busy_timeout_ms: int, only_in_order: bool = False) -> Event:
+def record(
+    target: Target, received: Received, *, busy_timeout_ms: int, only_in_order: bool = False, redact: Redact | None = None
+) -> Event:
     """Record a hook event, durably, in a store that is created if there is none. Recorded before: the event as it stands.
 
     First what waits in the spool is brought in, for up to a second. `only_in_order`: if something waits still, this event must
     not come before it, and `StoreBusy` is raised. Nothing is pruned.
 
-    Raises one of `REFUSED` for an event that this store will never take, and what opening and writing a store raise.
+    Raises one of `REFUSED` for an event that this store will never take, `RedactionFailed`, and what opening and writing a
+    store raise.
     """
-    hook = _read(received)
-    with _opened(target, busy_timeout_ms) as db:
+    hook = _read(received, redact)
+    with _opened(target, busy_timeout_ms, redact) as db:
         spool = Spool(target)
         if spool.waiting():
             _bring_in(db, spool, FlushReport(), until_s=time.monotonic() + RECORD_FLUSH_S)
@@ -75,29 +80,32 @@ def record(target: Target, received: Received, *, busy_timeout_ms: int, only_in_
             return _take(conn, hook)
 
 
-def flush(target: Target, *, busy_timeout_ms: int, on_progress: OnFlushed | None = None) -> FlushReport:
+def flush(
+    target: Target, *, busy_timeout_ms: int, on_progress: OnFlushed | None = None, redact: Redact | None = None
+) -> FlushReport:
     """Bring in all that waits in the spool, in order, each event once.
 
     Some at a time in a transaction; their files go after it is committed, so that a flush may be interrupted at any point, and
     run again. (An event whose flush was killed between the two, and that was pruned before the next, would come in again.)
     Events that this store will never take are set aside. Two flushes at once take turns. Where nothing waits, the store is
-    not opened. Raises what opening and writing a store raise, and `FileUnavailable` when the spool cannot be read or changed.
+    not opened. Raises what opening and writing a store raise, and `FileUnavailable` when the spool cannot be read or changed,
+    and `RedactionFailed`: what waits is then left as it is.
     """
     spool, report = Spool(target), FlushReport()
     if theirs := spool.of_another_user():
         raise FileUnavailable(file=str(theirs), detail="permission denied: run this as the user whose events wait there")
     if spool.waiting():
-        with _opened(target, busy_timeout_ms) as db:
+        with _opened(target, busy_timeout_ms, redact) as db:
             _bring_in(db, spool, report, on_progress=on_progress)
     report.waiting = len(spool.waiting())
     return report
 
 
 @contextmanager
-def _opened(target: Target, busy_timeout_ms: int) -> Iterator[Database]:
+def _opened(target: Target, busy_timeout_ms: int, redact: Redact | None) -> Iterator[Database]:
     creation.ensure(target)
     gate.check(target)
-    db = Database(target, busy_timeout_ms=busy_timeout_ms)
+    db = Database(target, busy_timeout_ms=busy_timeout_ms, redact=redact)
     try:
         yield db
     finally:
@@ -113,13 +121,21 @@ def names_of(received: Received) -> tuple[str, str]:
     return _text_at(payload, received.session_field), _text_at(payload, received.type_field)
 
 
-def _read(received: Received) -> _Hook:
+def without_secrets(received: Received, redact: Redact) -> Received:
+    """The same with what the hook gives as its content: what may be kept. Raises `InvalidEvent`, `RedactionFailed`."""
+    payload = redacted(redact, *names_of(received), _payload_of(received))
+    return replace(received, content=payloads.encode(payload)[1])
+
+
+def _read(received: Received, redact: Redact | None) -> _Hook:
     payload = _payload_of(received)
     session_id, type_ = _text_at(payload, received.session_field), _text_at(payload, received.type_field)
     session = sessions.new_record(
         session_id, tenant=received.tenant, owner=received.owner, status="running", metadata=None, max_events=None
     )
-    prepared = append.prepare(session_id, type_, payload, received.event_id, None, received.received_at, None, None)
+    prepared = append.prepare(
+        session_id, type_, payload, received.event_id, None, received.received_at, None, None, redact=redact
+    )
     return _Hook(session, prepared, status_after(type_))
 
 
@@ -150,7 +166,7 @@ def _text_at(payload: dict[str, Json], name: str) -> str:
     if found is None:
         raise _refused(f"has no {shown(name)}: see --session-field and --type-field")
     if not isinstance(found, str):
-        raise _refused(f"has {shown(found)} as {shown(name)}, which must be text")
+        raise _refused(f"has no text as {shown(name)}, but {type(found).__name__}")
     return found
 
 
@@ -249,7 +265,7 @@ def _bring_in_group(db: Database, spool: Spool, files: list[Path], report: Flush
     hooks: dict[Path, _Hook] = {}
     for file in files:
         try:
-            hooks[file] = _read(read(file))
+            hooks[file] = _read(read(file), db.redact)
         except FileNotFoundError:  # somebody took it away
             continue
         except (ValueError, *REFUSED) as error:

@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -44,7 +44,7 @@ T = TypeVar("T")
 class Received:
     """What a hook sent, as it came, and all that it takes to record it later. `event_id` makes that harmless to repeat."""
 
-    content: bytes
+    content: bytes = field(repr=False)
     event_id: str
     received_at: datetime
     session_field: str
@@ -165,10 +165,24 @@ def read(file: Path) -> Received:
     return Received.from_text(file.read_bytes().decode())
 
 
-def recorded_or_kept(place: str, received: Received, record: Callable[[], T]) -> T | Kept:
-    """What `record` gives; whatever it raises, Ctrl-C too, the event is kept, or the outcome says that it could not be."""
+def recorded_or_kept(
+    place: str,
+    received: Received,
+    record: Callable[[Received], T],
+    without_secrets: Callable[[Received], Received] | None = None,
+) -> T | Kept:
+    """What `record` gives; whatever it raises, Ctrl-C too, the event is kept, or the outcome says that it could not be.
+
+    What is kept is what `without_secrets` gives, and if that raises, nothing: better lost than in clear.
+    """
+    if without_secrets is not None:
+        try:
+            received = without_secrets(received)
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - as below
+            told = str(error) if isinstance(error, AegisStoreError) else type(error).__name__
+            return Kept(None, True, told, "it is never kept in clear")
     try:
-        return record()
+        return record(received)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the agent that calls must not break, whatever it is
         rejected = isinstance(error, REFUSED)
         reason = str(error) if isinstance(error, AegisStoreError) else f"{type(error).__name__}: {error}".rstrip(": ")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aegis_store.cli.options import AsJson, Db, open_to_change
+from aegis_store.cli.options import AsJson, Db, RedactBy, open_to_change, redact_hook
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,6 +57,7 @@ def append(
         str | None,
         typer.Option(metavar="TIME", help="When it happened, such as 2026-11-25T12:00:00Z; now.", show_default=False),
     ] = None,
+    redact: RedactBy = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -77,7 +78,7 @@ def append(
         events = _events_of_lines(_content(None, file), type_)
     else:
         events = [_event(type_, payload, file, given)]
-    with open_to_change(context, db, create=create) as store:
+    with open_to_change(context, db, create=create, redact=redact_hook(redact)) as store:
         if create:
             store.ensure_session(session)
         if jsonl:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 if TYPE_CHECKING:
+    from aegis_store.redaction import Redact
     from aegis_store.store import EventStore
 
 URL_VARIABLE: Final = "AEGIS_STORE_URL"
@@ -15,6 +16,17 @@ Db = Annotated[
     str | None,
     typer.Option(
         "--db", metavar="PATH|URL", help=f"The store. Without it ${URL_VARIABLE}, else {DEFAULT_PATH} here.", show_default=False
+    ),
+]
+REDACT_VARIABLE: Final = "AEGIS_STORE_REDACT"
+
+RedactBy = Annotated[
+    str | None,
+    typer.Option(
+        "--redact",
+        metavar="MODULE:FUNCTION",
+        help=f"What takes secrets out of payloads before they are stored. Without it ${REDACT_VARIABLE}, else nothing.",
+        show_default=False,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -48,8 +60,20 @@ def open_to_look(context: typer.Context, db: str | None) -> "EventStore":
     return EventStore.open(place_of(context, db), read_only=True)
 
 
-def open_to_change(context: typer.Context, db: str | None, *, create: bool = False) -> "EventStore":
+def redact_hook(path: str | None) -> "Redact | None":
+    """The hook that was named by the option, or by the environment. Raises `InvalidInput` where it cannot be had."""
+    path = path if path is not None else os.environ.get(REDACT_VARIABLE) or None
+    if path is None:
+        return None
+    from aegis_store import redaction
+
+    return redaction.named(path)
+
+
+def open_to_change(
+    context: typer.Context, db: str | None, *, create: bool = False, redact: "Redact | None" = None
+) -> "EventStore":
     """The store, for a command that writes. Opening it removes nothing: only `prune` and `demo` prune."""
     from aegis_store.store import EventStore
 
-    return EventStore.open(place_of(context, db), create=create, prune_on_open=False, maintain_every=None)
+    return EventStore.open(place_of(context, db), create=create, prune_on_open=False, maintain_every=None, redact=redact)

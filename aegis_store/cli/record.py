@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aegis_store.cli.options import Db, place_of
+from aegis_store.cli.options import Db, RedactBy, place_of, redact_hook
 
 if TYPE_CHECKING:
     from aegis_store.events import Event
@@ -36,6 +36,7 @@ def record(
             min=0, metavar="SECONDS", help="How long to wait for other writers: 10, or 1 with --lenient.", show_default=False
         ),
     ] = None,
+    redact: RedactBy = None,
     db: Db = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the event as it is stored; without it nothing.")] = False,
 ) -> None:
@@ -49,6 +50,9 @@ def record(
     brings in what waits, for up to a second, before its own event, so that the events of calls that follow each other stay
     in order; `aegis-store spool flush` brings in all. What the store will never take is set aside, and named on stderr.
 
+    With --redact, what is kept is redacted too. An event that cannot be redacted (it is no JSON, the hook fails or is not
+    there) is not kept at all, since that would be in clear: with --lenient it is lost, and stderr says so.
+
     Example: aegis-store record --lenient --json < event.json
     """
     # The time goes into imports, for which there is no garbage to collect, neither now nor at the end.
@@ -60,6 +64,7 @@ def record(
             _received(session_field, type_field, tenant, owner),
             place_of(context, db),
             _busy_timeout_ms(busy_timeout, lenient=lenient),
+            redact,
             lenient=lenient,
             as_json=as_json,
         )
@@ -91,18 +96,29 @@ def _received(session_field: str, type_field: str, tenant: str, owner: str) -> "
     )
 
 
-def _record(received: "Received", place: str, busy_timeout_ms: int, *, lenient: bool, as_json: bool) -> None:
+def _record(
+    received: "Received", place: str, busy_timeout_ms: int, redact: str | None, *, lenient: bool, as_json: bool
+) -> None:
     from aegis_store.cli.nouns import event_fields
     from aegis_store.cli.terminal import show_json
     from aegis_store.spool import Kept, recorded_or_kept
 
-    def attempt() -> "Event":
+    def attempt(given: "Received") -> "Event":
         from aegis_store import recording
         from aegis_store.target import Target
 
-        return recording.record(Target.of(place), received, busy_timeout_ms=busy_timeout_ms, only_in_order=lenient)
+        hook = redact_hook(redact)
+        return recording.record(Target.of(place), given, busy_timeout_ms=busy_timeout_ms, only_in_order=lenient, redact=hook)
 
-    outcome = recorded_or_kept(place, received, attempt) if lenient else attempt()
+    def without_secrets(given: "Received") -> "Received":
+        hook = redact_hook(redact)
+        if hook is None:
+            return given
+        from aegis_store import recording
+
+        return recording.without_secrets(given, hook)
+
+    outcome = recorded_or_kept(place, received, attempt, without_secrets) if lenient else attempt(received)
     if isinstance(outcome, Kept):
         _tell(outcome)
     elif as_json:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aegis_store.cli.options import AsJson, Db, place_of, print_help_without_command
+from aegis_store.cli.options import AsJson, Db, RedactBy, place_of, print_help_without_command, redact_hook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +51,7 @@ def show(context: typer.Context, db: Db = None, as_json: AsJson = False) -> None
 def flush(
     context: typer.Context,
     busy_timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for other writers.")] = 10,
+    redact: RedactBy = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> int:
@@ -66,12 +67,14 @@ def flush(
     from aegis_store.cli.terminal import progress, show_json
     from aegis_store.target import Target
 
+    hook = redact_hook(redact)
     with progress() as bar:
         task = bar.add_task("Bringing events in", total=None)
         report = recording.flush(
             Target.of(place_of(context, db)),
             busy_timeout_ms=int(busy_timeout * 1000),
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            redact=hook,
         )
     if as_json:
         rejected = [str(file) for file in report.rejected]

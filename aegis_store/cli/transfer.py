@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from aegis_store.cli.options import AsJson, Db, open_to_change, open_to_look, place_of
+from aegis_store.cli.options import AsJson, Db, RedactBy, open_to_change, open_to_look, place_of, redact_hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +63,7 @@ def import_lines(
     hold: Annotated[
         bool, typer.Option("--hold", help="Put the sessions of the files on hold, so that no prune touches them.")
     ] = False,
+    redact: RedactBy = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> int:
@@ -83,6 +84,7 @@ def import_lines(
     from aegis_store.cli import exits
     from aegis_store.cli.terminal import progress, show_json
 
+    hook = redact_hook(redact)
     with progress(transfer=True) as bar:
         task = bar.add_task("Checking, then writing", total=None)
 
@@ -90,7 +92,7 @@ def import_lines(
             bar.update(task, completed=done, total=total)
 
         checked = _checked(files, tell)  # before the store is opened: a file that cannot be read makes none
-        with open_to_change(context, db, create=True) as store:
+        with open_to_change(context, db, create=True, redact=hook) as store:
             reports = [store.import_lines(each.file, hold=hold, on_bytes=tell) for each in checked]
     if as_json:
         for each, report in zip(checked, reports, strict=True):
@@ -165,6 +167,7 @@ def import_aegis(
             "byte for byte as it stands.",
         ),
     ] = None,
+    redact: RedactBy = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> int:
@@ -178,12 +181,13 @@ def import_aegis(
     from aegis_store.cli.terminal import progress, show_json
     from aegis_store.transfer.aegis_file import staged
 
+    hook = redact_hook(redact)
     with progress(transfer=True) as bar:
         reading, writing = (bar.add_task(step, total=None) for step in ("Reading the file", "Writing sessions"))
         # In this order: a file that cannot be read makes no store.
         with (
             staged(file, lambda done, total: bar.update(reading, completed=done, total=total), rest=rest) as state,
-            open_to_change(context, db, create=True) as store,
+            open_to_change(context, db, create=True, redact=hook) as store,
         ):
             report = store.import_aegis(state, on_sessions=lambda done, total: bar.update(writing, completed=done, total=total))
     if as_json:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from aegis_store import backup as backups
-from aegis_store import creation, driver, file_system, gate, migrate
+from aegis_store import creation, driver, file_system, gate, migrate, redaction
 from aegis_store.backup import BackupReport
 from aegis_store.backup import OnProgress as OnBackedUp
 from aegis_store.connections import Durability
@@ -26,6 +26,7 @@ from aegis_store.doctor import DoctorReport, doctor
 from aegis_store.errors import InvalidInput, StoreBusy, StoreFull, StoreUnavailable, shown
 from aegis_store.events import checked_count
 from aegis_store.log import log
+from aegis_store.redaction import Redact
 from aegis_store.retention.compact import CompactReport, compact
 from aegis_store.retention.compact import OnProgress as OnCompacted
 from aegis_store.retention.jobs import run_job
@@ -67,6 +68,7 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
         maintain_every: timedelta | None = DEFAULT_MAINTAIN_EVERY,
         busy_timeout_ms: int = DEFAULT_BUSY_TIMEOUT_MS,
         allow_network_file_system: bool = False,
+        redact: Redact | None = None,
     ) -> Self:
         """Open the store at `target`, a path or a SQLAlchemy URL such as `sqlite:///aegis.db`.
 
@@ -83,6 +85,13 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
         at it is waited for a minute. None: never, and never when read-only. `busy_timeout_ms`: how long a write
         waits for other writers. `allow_network_file_system`: a store on NFS, SMB, 9p and the like is refused before SQLite
         touches it, unless this is True or $AEGIS_STORE_ALLOW_NETWORK_FILE_SYSTEM is 1. One machine alone may open it then.
+
+        `redact` is called with (session_id, type, payload) for each event to be stored, by `append`, `append_many`,
+        `import_lines` and `import_aegis`, before anything else looks at the payload; what it returns is checked and stored in
+        its place. Metadata of sessions does not pass through it. It must not change what it is given, must give the same for
+        the same, and its own results back as they are, since retries and imports bring payloads to it again. It runs in the
+        thread of the caller, or in the event loop for an awaited append, and several at once. When it raises, `RedactionFailed`
+        says where, and nothing is stored.
 
         Raises `StoreUnavailable` (no such store, no permission, a network file system), `NotAnAegisStore` (a
         directory, a text file, another program's database), `StoreCorrupt` (damaged or empty), `SchemaMismatch`
@@ -104,6 +113,7 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
             read_only=read_only,
             immutable=read_only and _must_be_immutable(place),
             busy_timeout_ms=busy_timeout_ms,
+            redact=redaction.checked(redact),
         )
         store = cls(db)
         try:

@@ -41,12 +41,14 @@ class Events(OpenStore):
         At the session's cap the oldest event goes in the same transaction.
 
         Raises `SessionNotFound`, `InvalidEvent` with the path inside the payload, `EventTooLarge`, `SequenceConflict`,
-        `EventIdConflict`. Then nothing was appended. Interrupted (KeyboardInterrupt), it happened or did not.
+        `EventIdConflict`, `RedactionFailed`. Then nothing was appended. Interrupted (KeyboardInterrupt), it happened or did
+        not.
         """
         began_ns = now_ns()
-        prepared = append.prepare(session_id, type, payload, event_id, expected_seq, occurred_at, run_id, payload_ref)
-        event = append.append(self._db, prepared)
-        self._db.metrics.appended(began_ns)
+        db = self._db
+        given = (session_id, type, payload, event_id, expected_seq, occurred_at, run_id, payload_ref)
+        event = append.append(db, append.prepare(*given, redact=db.redact))
+        db.metrics.appended(began_ns)
         return event
 
     def append_many(self, session_id: str, events: Iterable[NewEvent], *, expected_seq: int | None = None) -> list[Event]:
@@ -58,7 +60,8 @@ class Events(OpenStore):
         the transaction begins. Raises what `append` raises; then nothing was appended.
         """
         began_ns = now_ns()
-        appended = append.append_many(self._db, session_id, append.prepare_all(session_id, events), expected_seq)
+        prepared = append.prepare_all(session_id, events, self._db.redact)
+        appended = append.append_many(self._db, session_id, prepared, expected_seq)
         self._db.metrics.appended(began_ns)
         return appended
 

@@ -11,6 +11,7 @@ from aegis_store import append, payload
 from aegis_store.database import Database
 from aegis_store.errors import InvalidEvent, shown
 from aegis_store.events import Json, Status
+from aegis_store.redaction import Redact
 from aegis_store.schema import session
 from aegis_store.sessions import check_found, new_record
 from aegis_store.transfer.aegis_file import StagedState
@@ -48,7 +49,7 @@ def bring_in(db: Database, state: StagedState, on_sessions: OnSessions | None = 
             if count > 1:
                 raise Refused("its id stands twice in the file")
             with db.write() as conn:
-                _bring_session(conn, record, state.events(name), report)
+                _bring_session(conn, record, state.events(name), report, db.redact)
         except REFUSING as refusal:
             report.refused.append(Refusal(session_id=name if isinstance(name, str) else shown(name), reason=str(refusal)))
         if on_sessions is not None:
@@ -59,7 +60,9 @@ def bring_in(db: Database, state: StagedState, on_sessions: OnSessions | None = 
     return report
 
 
-def _bring_session(conn: Connection, record: dict[str, Json], events: Iterator[Json], report: ImportReport) -> None:
+def _bring_session(
+    conn: Connection, record: dict[str, Json], events: Iterator[Json], report: ImportReport, redact: Redact | None
+) -> None:
     values = _session_values(record)
     standing = conn.execute(select(session).where(session.c.session_id == values["session_id"])).one_or_none()
     if standing is not None:
@@ -83,7 +86,8 @@ def _bring_session(conn: Connection, record: dict[str, Json], events: Iterator[J
         if first is not None and standing.last_seq == 0:
             row = _start_at(conn, row, _seq_of(first))
     if first is not None:
-        _bring_events(conn, row, values, _chained(first, events), counts)
+        prepared = ((_seq_of(event), _prepared(event, values, redact)) for event in _chained(first, events))
+        _bring_events(conn, row, prepared, counts)
     if not counts.sessions_added:
         counts.sessions_updated = int(counts.sessions_updated or counts.events_added > 0)
         counts.sessions_unchanged = 1 - counts.sessions_updated
@@ -160,16 +164,13 @@ def _row(conn: Connection, session_id: str) -> Row[Any]:
 # Its events
 
 
-def _bring_events(
-    conn: Connection, row: Row[Any], values: Mapping[str, Any], events: Iterator[Json], counts: ImportReport
-) -> None:
+def _bring_events(conn: Connection, row: Row[Any], events: Iterator[tuple[int, append.Prepared]], counts: ImportReport) -> None:
     previous: int | None = None
-    for record in events:
-        seq = _seq_of(record)
+    for seq, prepared in events:
         if previous is not None and seq != previous + 1:
             raise Refused(f"seq {seq} stands twice" if seq == previous else f"a gap: seq {seq} follows {previous}")
         previous = seq
-        count = bring_event(conn, row, row.last_seq + counts.events_added, seq, _prepared(record, values))
+        count = bring_event(conn, row, row.last_seq + counts.events_added, seq, prepared)
         setattr(counts, count, getattr(counts, count) + 1)
     counts.events_capped = _row(conn, row.session_id).first_seq - row.first_seq
 
@@ -181,7 +182,7 @@ def _seq_of(record: Json) -> int:
     return seq
 
 
-def _prepared(record: dict[str, Json], values: Mapping[str, Any]) -> append.Prepared:
+def _prepared(record: dict[str, Json], values: Mapping[str, Any], redact: Redact | None) -> append.Prepared:
     seq = record["eventSeq"]
     unknown = sorted(record.keys() - _EVENT_FIELDS)
     if unknown:
@@ -202,6 +203,7 @@ def _prepared(record: dict[str, Json], values: Mapping[str, Any]) -> append.Prep
             record.get("backendRunId"),
             record.get("payloadRef"),
             _moment(record, "ingestedAt"),
+            redact=redact,
         )
     except InvalidEvent as error:
         raise Refused(f"the event at seq {seq}: {error}") from None

@@ -94,7 +94,7 @@ def _changed(error: ImportRejected) -> StoreUnavailable:
 
 def _check(db: Database, reader: LinesReader, notes: Ledger, hold: bool, on_bytes: OnBytes | None) -> None:
     """Read the file to its end. Nothing is written but the notes."""
-    for batch in batches(reader, hold):
+    for batch in batches(reader, hold, db.redact):
         with db.read() as conn:
             checking = _Checking(conn, reader, notes)
             for ready in batch:
@@ -203,7 +203,7 @@ def _refuse_oversized(conn: Connection, notes: Ledger) -> None:
 
 def _write(db: Database, reader: LinesReader, notes: Ledger, hold: bool, report: LinesReport, on_bytes: OnBytes | None) -> None:
     """Write what was not refused, a batch a transaction. A batch counts when it is committed."""
-    for batch in batches(reader, hold):
+    for batch in batches(reader, hold, db.redact):
         with db.write() as conn:
             writing = _Writing(db, conn, reader, notes, hold)
             for ready in batch:

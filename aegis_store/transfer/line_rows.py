@@ -9,6 +9,7 @@ from aegis_store.checksum import content_sum
 from aegis_store.errors import InvalidInput, SessionNotFound, shown
 from aegis_store.events import UNLIMITED, Json, to_us
 from aegis_store.line_reader import EventLine, LinesReader, SessionLine
+from aegis_store.redaction import Redact
 from aegis_store.sessions import new_record
 from aegis_store.transfer.standing import Refused, moment_of
 
@@ -26,24 +27,24 @@ class Ready:
     problem: str | None
 
 
-def batches(reader: LinesReader, hold: bool) -> Iterator[list[Ready]]:
+def batches(reader: LinesReader, hold: bool, redact: Redact | None) -> Iterator[list[Ready]]:
     """The lines of the file, checked and encoded before a transaction begins. Decoded payloads are not kept."""
     batch: list[Ready] = []
     size = 0
     for line in reader.lines():
         size += len(line.payload_text) if isinstance(line, EventLine) else 0
-        batch.append(_ready(line, hold))
+        batch.append(_ready(line, hold, redact))
         if len(batch) >= BATCH_LINES or size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
     yield batch
 
 
-def _ready(line: SessionLine | EventLine, hold: bool) -> Ready:
+def _ready(line: SessionLine | EventLine, hold: bool, redact: Redact | None) -> Ready:
     values: Any = None
     problem = None
     try:
-        values = _prepared(line) if isinstance(line, EventLine) else _session_values(line, hold)
+        values = _prepared(line, redact) if isinstance(line, EventLine) else _session_values(line, hold)
     except (Refused, InvalidInput, SessionNotFound) as error:
         where = f"the event at seq {line.seq}: " if isinstance(line, EventLine) else ""
         problem = f"{where}{error} (line {line.number})"
@@ -101,8 +102,8 @@ def _reason(value: Json) -> str | None:
     raise Refused(f"removed_reason must be text or null, not {shown(value)}")
 
 
-def _prepared(line: EventLine) -> append.Prepared:
-    """The event with its payload in the words of the file, so that it takes as many bytes as it did."""
+def _prepared(line: EventLine, redact: Redact | None) -> append.Prepared:
+    """The event with its payload in the words of the file, so that it takes as many bytes as it did, unless it was redacted."""
     fields = line.fields
     try:
         occurred_at, recorded_at = (moment_of(fields[name]) for name in ("occurred_at", "recorded_at"))
@@ -118,7 +119,10 @@ def _prepared(line: EventLine) -> append.Prepared:
         fields["run_id"],
         fields["payload_ref"],
         recorded_at,
+        redact=redact,
     )
+    if prepared.payload is not fields["payload"]:
+        return prepared._replace(payload=None)
     text = line.payload_text
     encoded, given = text.encode(), prepared.parameters
     times, ids = (given["occurred_at"], given["recorded_at"]), (given["event_id"], given["run_id"], given["payload_ref"])

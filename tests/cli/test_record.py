@@ -152,7 +152,7 @@ MALFORMED = [
     (b'"text"', "must be a JSON object, not str"),
     (b'{"session_id": "abc123"}', "has no 'hook_event_name'"),
     (b'{"hook_event_name": "Stop"}', "has no 'session_id'"),
-    (b'{"hook_event_name": "Stop", "session_id": 7}', "has 7 as 'session_id'"),
+    (b'{"hook_event_name": "Stop", "session_id": 7}', "has no text as 'session_id', but int"),
     (b'{"hook_event_name": "Stop", "session_id": null}', "has no 'session_id'"),
     (hook(session_id="\ud83d"), "lone surrogate"),
     (hook(session_id="a\x1b[31m"), "control character"),
