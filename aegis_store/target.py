@@ -1,6 +1,7 @@
 """Where a store is: its file, by whatever name, and which files this process has open as stores."""
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class Target:
             raise InvalidInput(f"a store is opened by a path or a URL, not {shown(target)}")
         name = os.fspath(target)
         if not isinstance(name, str) or not name or "\0" in name:
-            raise StoreUnavailable(store=str(name), detail="a store needs a path or a URL such as sqlite:///aegis.db")
+            raise StoreUnavailable(store=masked(str(name)), detail="a store needs a path or a URL such as sqlite:///aegis.db")
         if "://" in name:
             name = _path_in_url(name)
         if name == ":memory:" or name.startswith("file:"):
@@ -51,18 +52,31 @@ class Target:
         return f"file:{path if path.startswith('/') else f'/{path}'}?{query}"
 
 
+def masked(url: str) -> str:
+    """A URL as it may be shown, also one that nobody can parse: without its password, wherever it stands. A path as it is."""
+    if "://" not in url:
+        return url
+    return _PASSWORD_IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1***@", url))
+
+
+# From the first colon behind the user to the last @: more than the password rather than less.
+_PASSWORD: Final = re.compile(r"(://[^:@/]*:).*@", re.DOTALL)
+_PASSWORD_IN_QUERY: Final = re.compile(r"([?&;][^=&;]*(?:pass|pwd|secret|token|key)[^=&;]*=)[^&;]*", re.IGNORECASE | re.DOTALL)
+
+
 def _path_in_url(text: str) -> str:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
-        raise StoreUnavailable(store=text, detail="this is neither a path nor a URL such as sqlite:///aegis.db") from None
-    printed = url.render_as_string(hide_password=True)
+        raise StoreUnavailable(
+            store=masked(text), detail="this is neither a path nor a URL such as sqlite:///aegis.db"
+        ) from None
     if url.get_backend_name() != "sqlite":
         raise StoreUnavailable(
-            store=printed, detail="this version opens SQLite files: sqlite:///relative.db, sqlite:////absolute.db"
+            store=masked(text), detail="this version opens SQLite files: sqlite:///relative.db, sqlite:////absolute.db"
         )
     if url.query or url.host:
-        raise StoreUnavailable(store=printed, detail="a SQLite URL is sqlite:///PATH, without a host and without options")
+        raise StoreUnavailable(store=masked(text), detail="a SQLite URL is sqlite:///PATH, without a host and without options")
     return url.database or ":memory:"
 
 

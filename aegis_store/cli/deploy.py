@@ -2,7 +2,7 @@
 
 import typer
 
-from aegis_store.cli.options import AsJson, Db, place_of
+from aegis_store.cli.options import AsJson, Db, place_of, place_shown
 
 
 def upgrade(context: typer.Context, db: Db = None, as_json: AsJson = False) -> None:
@@ -17,8 +17,8 @@ def upgrade(context: typer.Context, db: Db = None, as_json: AsJson = False) -> N
     from aegis_store.cli.terminal import show, show_json
     from aegis_store.store import EventStore
 
-    place = place_of(context, db)
-    before, after = EventStore.upgrade(place)
+    before, after = EventStore.upgrade(place_of(context, db))
+    place = place_shown(context, db)
     if as_json:
         show_json({"store": place, "before": before, "after": after})
     elif before is None:

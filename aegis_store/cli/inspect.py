@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aegis_store.cli.options import AsJson, Db, open_to_look, place_of
+from aegis_store.cli.options import AsJson, Db, open_to_look, place_shown
 
 if TYPE_CHECKING:
     from aegis_store.cli.pictures import Panel
@@ -40,7 +40,7 @@ def inspect(
     """
     _check_together(watch, every_s, html, as_json)
     with open_to_look(context, db) as store:
-        place = place_of(context, db)
+        place = place_shown(context, db)
         if as_json:
             _print_json(store, session, place)
             return

@@ -38,6 +38,13 @@ def place_of(context: typer.Context, db: str | None) -> str:
     return named if named is not None else os.environ.get(URL_VARIABLE) or DEFAULT_PATH
 
 
+def place_shown(context: typer.Context, db: str | None) -> str:
+    """The same as it may be printed: a URL without its password."""
+    from aegis_store.target import masked
+
+    return masked(place_of(context, db))
+
+
 def named_place(context: typer.Context, db: str | None) -> str | None:
     """The store that was named on the command line, if one was."""
     above: str | None = context.find_root().params.get("db")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aegis_store.cli.options import AsJson, Db, open_to_change, open_to_look, place_of
+from aegis_store.cli.options import AsJson, Db, open_to_change, open_to_look, place_shown
 from aegis_store.settings import MAX_PRUNE_RUNS
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def prune(
     if as_json:
         show_json({"plan": plan_fields(plan), "report": asdict(report) if report else None})
         return
-    place = shlex.quote(place_of(context, db))
+    place = shlex.quote(place_shown(context, db))
     if report and plan.truncations:
         _show_report(report)
     elif plan.truncations:

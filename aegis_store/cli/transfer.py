@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from aegis_store.cli.options import AsJson, Db, RedactBy, open_to_change, open_to_look, place_of, redact_hook
+from aegis_store.cli.options import AsJson, Db, RedactBy, open_to_change, open_to_look, place_shown, redact_hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ def export(
         show_json({**asdict(report), "file": str(file)})
     else:
         facts = {"sessions": count(report.sessions), "events": count(report.events), "size": size(report.file_bytes)}
-        show_facts(facts, title=f"Exported {place_of(context, db)} to {file}")
+        show_facts(facts, title=f"Exported {place_shown(context, db)} to {file}")
     return exits.DONE
 
 
@@ -98,7 +98,7 @@ def import_lines(
         for each, report in zip(checked, reports, strict=True):
             show_json(_lines_fields(each, report))
     else:
-        _show_lines(checked, reports, place_of(context, db))
+        _show_lines(checked, reports, place_shown(context, db))
     return exits.NOT_ALL_IMPORTED if any(report.refused for report in reports) else exits.DONE
 
 
@@ -193,7 +193,7 @@ def import_aegis(
     if as_json:
         show_json({**asdict(report), "rest": None if rest is None else str(rest)})
     else:
-        _show(report, place_of(context, db), rest)
+        _show(report, place_shown(context, db), rest)
     return exits.NOT_ALL_IMPORTED if report.refused else exits.DONE
 
 
