@@ -4,10 +4,11 @@
 same gate and in one transaction, whoever starts it.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, create_engine
 from sqlalchemy import event as sa_event
@@ -15,13 +16,22 @@ from sqlalchemy.pool import NullPool
 
 from aegis_store import driver, gate
 from aegis_store.errors import AegisStoreError, SchemaMismatch, StoreCorrupt, StoreUnavailable
-from aegis_store.schema import HEAD
-from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS
-from aegis_store.sqlite_errors import errors_of
+from aegis_store.schema import HEAD, REVISION_SQL
+from aegis_store.settings import (
+    BUSY_PAUSE_MAX_S,
+    MIGRATION_EVENT_STEPS,
+    MIGRATION_PATIENCE_S,
+    MIGRATION_TOLD_STEPS,
+)
+from aegis_store.sqlite_errors import errors_of, is_busy
 from aegis_store.target import Target
 
 if TYPE_CHECKING:
     from alembic.config import Config
+
+OnMigrated = Callable[[int, int], None]
+"""Called with (events looked at, events to look at), as well as can be known: each revision, and the look at all references at
+the end, may look at every event or at none."""
 
 _PACKAGE: Final = Path(__file__).resolve().parent
 
@@ -32,7 +42,40 @@ def deploy_directory() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent
 
 
-def config_for(target: Target) -> "Config":
+class Progress:
+    """How far a migration has come. SQLite calls `_tick` amid a long statement; Alembic `revision_done` after each revision."""
+
+    def __init__(self, on_progress: OnMigrated | None) -> None:
+        self._on_progress = on_progress
+        self._events = self._parts = self._parts_done = self._ticks = 0
+
+    def begin(self, connection: Any, found: str) -> None:
+        """Follow what the driver's connection does, which is in its transaction, with a store of that revision."""
+        if self._on_progress is None or found == "base":  # which holds no event
+            return
+        self._parts = int(HEAD) - int(found) + 1
+        with closing(connection.execute("SELECT coalesce(sum(last_seq - first_seq + 1), 0) FROM session")) as cursor:
+            self._events = cursor.fetchone()[0]
+        connection.set_progress_handler(self._tick, MIGRATION_TOLD_STEPS)
+        self._tell()
+
+    def revision_done(self) -> None:
+        self._parts_done, self._ticks = self._parts_done + 1, 0
+        self._tell()
+
+    def _tick(self) -> int:
+        self._ticks += 1
+        self._tell()
+        return 0
+
+    def _tell(self) -> None:
+        if self._on_progress is not None and self._parts:
+            looked_at = min(self._ticks * MIGRATION_TOLD_STEPS // MIGRATION_EVENT_STEPS, self._events)
+            done = min(self._parts_done, self._parts) * self._events + looked_at
+            self._on_progress(min(done, self._parts * self._events), self._parts * self._events)
+
+
+def config_for(target: Target, on_progress: OnMigrated | None = None) -> "Config":
     """The Alembic configuration that migrates the store at `target`."""
     from alembic.config import Config  # noqa: PLC0415 - Alembic takes 0.2 s to import, and opening a store does not need it
 
@@ -40,11 +83,14 @@ def config_for(target: Target) -> "Config":
     config = Config(str(directory / "alembic.ini"))
     config.set_main_option("script_location", str(directory / "migrations").replace("%", "%%"))
     config.attributes["target"] = target
+    config.attributes["on_progress"] = on_progress
     return config
 
 
-def upgrade(target: Target) -> None:
+def upgrade(target: Target, on_progress: OnMigrated | None = None) -> None:
     """Move the standing store at `target` to the newest schema, in one transaction. At head already: nothing happens.
+
+    Where another process migrates it, or writes, it waits, for up to ten minutes; then it finds that all is done, or does it.
 
     Raises what `gate.revision` raises, `SchemaMismatch` for a store that is newer, `StoreBusy` and `StoreFull`; the store
     is then at the schema it had, or at the new one if only the look at it afterwards failed: run it again.
@@ -54,7 +100,7 @@ def upgrade(target: Target) -> None:
 
     with errors_of(str(target)):
         try:
-            command.upgrade(config_for(target), "head")
+            command.upgrade(config_for(target, on_progress), "head")
         except CommandError as error:
             if isinstance(error.__cause__, AegisStoreError):
                 raise error.__cause__ from None
@@ -67,18 +113,20 @@ def upgrade(target: Target) -> None:
 
 
 @contextmanager
-def connection_for(target: Target) -> Iterator[Connection]:
+def connection_for(target: Target, progress: Progress) -> Iterator[Connection]:
     """A connection inside one write transaction, committed at the end. A revision that fails takes nothing along.
 
     Raises what `gate.revision` raises, and `SchemaMismatch` for a store that is newer than this library.
     """
-    found = gate.revision(target)
-    if found != "base" and found > HEAD:
-        raise SchemaMismatch(store=str(target), found=found, expected=HEAD)
+    _refuse_newer(target, gate.revision(target))
     engine = create_engine("sqlite://", module=driver.dbapi, creator=lambda: _connect(target), poolclass=NullPool)
-    sa_event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    sa_event.listen(engine, "begin", _begin)
     try:
         with engine.begin() as connection:
+            raw: Any = connection.connection.dbapi_connection
+            found = _revision(raw)
+            _refuse_newer(target, found)  # another deploy may have been faster
+            progress.begin(raw, found)
             yield connection
             broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
             if broken:
@@ -87,10 +135,37 @@ def connection_for(target: Target) -> Iterator[Connection]:
         engine.dispose()
 
 
+def _refuse_newer(target: Target, found: str) -> None:
+    if found != "base" and found > HEAD:
+        raise SchemaMismatch(store=str(target), found=found, expected=HEAD)
+
+
+def _revision(connection: Any) -> str:
+    """In the transaction; `gate` looks before it."""
+    with closing(connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'alembic_version'")) as cursor:
+        if not cursor.fetchone():
+            return "base"
+    with closing(connection.execute(REVISION_SQL)) as cursor:
+        row = cursor.fetchone()
+    return str(row[0]) if row else "base"
+
+
+def _begin(connection: Connection) -> None:
+    """Begin to write as soon as nobody else does. Not by SQLite's own wait, in which Ctrl-C goes unheard."""
+    raw: Any = connection.connection.dbapi_connection
+    until_s = time.monotonic() + MIGRATION_PATIENCE_S
+    while True:
+        try:
+            raw.execute("BEGIN IMMEDIATE")
+            return
+        except driver.dbapi.OperationalError as error:
+            if not is_busy(error) or time.monotonic() >= until_s:
+                raise
+        time.sleep(BUSY_PAUSE_MAX_S)
+
+
 def _connect(target: Target) -> object:
-    connection = driver.dbapi.connect(
-        target.uri("mode=rw"), uri=True, timeout=DEFAULT_BUSY_TIMEOUT_MS / 1000, isolation_level=None
-    )
+    connection = driver.dbapi.connect(target.uri("mode=rw"), uri=True, timeout=0, isolation_level=None)
     # Off, and before BEGIN, where alone it can be set: rebuilding a table that others refer to needs it. Checked at the end.
     connection.execute("PRAGMA foreign_keys = OFF")
     connection.execute("PRAGMA synchronous = FULL")

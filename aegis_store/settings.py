@@ -38,6 +38,15 @@ FILTERED_SCAN_EVENTS: Final = 1000
 # seconds covers dozens of processes that start at once.
 DEFAULT_BUSY_TIMEOUT_MS: Final = 10_000
 
+# How long a deploy waits for another one that migrates the store, or for whoever else writes. A migration that builds all of
+# 1,000,000 events anew would take minutes; one that takes ten is looked after by a person.
+MIGRATION_PATIENCE_S: Final = 600
+
+# A migration tells how far it has come after so many steps of SQLite's machine, some ms. A look at one event takes 5 to 25 of
+# them (a foreign key, a column that is added); building it anew takes more, and the bar then waits at the end of its part.
+MIGRATION_TOLD_STEPS: Final = 100_000
+MIGRATION_EVENT_STEPS: Final = 25
+
 # A row of 2.5 KB wastes a third of a 4 KiB page: 8 KiB pages made a store of 1,000,000 such events 2.75 GB instead
 # of 4.1 GB, at the same number of appends a second.
 PAGE_SIZE_BYTES: Final = 8192

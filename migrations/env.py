@@ -16,6 +16,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection
 
 from aegis_store import creation, gate, migrate, schema
+from aegis_store.cli import terminal
 from aegis_store.errors import AegisStoreError
 from aegis_store.target import Target
 
@@ -31,14 +32,25 @@ def target() -> Target:
 
 
 @contextmanager
-def connection() -> Iterator[Connection]:
+def shown_progress() -> Iterator[migrate.Progress]:
+    """That of the caller, or for who runs Alembic in a terminal a bar there."""
+    if context.config.cmd_opts is None:
+        yield migrate.Progress(context.config.attributes.get("on_progress"))
+    else:
+        with terminal.progress() as bar:
+            task = bar.add_task("Looking at events", total=None)
+            yield migrate.Progress(lambda done, total: bar.update(task, completed=done, total=total))
+
+
+@contextmanager
+def connection(progress: migrate.Progress) -> Iterator[Connection]:
     store = target()
     command = getattr(context.config.cmd_opts, "cmd", [None])[0]
     if getattr(command, "__name__", None) == "upgrade" and not gate.exists(store):
-        with creation.new_store(store) as draft, migrate.connection_for(draft) as new:
+        with creation.new_store(store) as draft, migrate.connection_for(draft, progress) as new:
             yield new
     else:
-        with migrate.connection_for(store) as standing:
+        with migrate.connection_for(store, progress) as standing:
             yield standing
 
 
@@ -50,12 +62,13 @@ def run_offline() -> None:
 
 def run_online() -> None:
     try:
-        with connection() as transaction:
+        with shown_progress() as progress, connection(progress) as transaction:
             context.configure(
                 connection=transaction,
                 target_metadata=schema.metadata,
                 render_as_batch=True,
                 transactional_ddl=True,
+                on_version_apply=lambda *_, **__: progress.revision_done(),
             )
             context.run_migrations()
     except AegisStoreError as error:

@@ -127,8 +127,11 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
         return store
 
     @staticmethod
-    def upgrade(target: str | os.PathLike[str]) -> tuple[str | None, str]:
+    def upgrade(target: str | os.PathLike[str], *, on_progress: migrate.OnMigrated | None = None) -> tuple[str | None, str]:
         """Move the store at `target` to the schema of this library, in one transaction; create it if there is none.
+
+        Writers wait meanwhile, readers see it as it was. Where another process moves it, this one waits, for up to ten
+        minutes, and finds it done. `on_progress` is called with (events looked at, events to look at), an estimate.
 
         Returns the revisions before (None: there was no store) and after. For deploys, not for processes: those refuse a
         store of another schema when they open it. Raises what `open` raises, and `SchemaMismatch` only for a newer store.
@@ -139,7 +142,7 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
             return None, HEAD
         before = gate.revision(place)
         if before != HEAD:
-            migrate.upgrade(place)
+            migrate.upgrade(place, on_progress)
         return before, gate.revision(place)
 
     @staticmethod

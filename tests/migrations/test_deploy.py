@@ -1,7 +1,12 @@
 """A deploy beside processes at work: those that run old code find out at their next transaction; two deploys take turns."""
 
 import asyncio
+import gzip
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,11 +22,13 @@ from aegis_store import (
     RetentionPolicy,
     SchemaMismatch,
     SessionNotFound,
+    StoreBusy,
     migrate,
     schema,
 )
+from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS, MIGRATION_PATIENCE_S
 from aegis_store.target import Target
-from tests.migrations.test_migrations import alembic, checkout_with, connect, finished, url_of
+from tests.migrations.test_migrations import ROOT, alembic, checkout_with, connect, finished, url_of
 
 Deploy = Callable[..., None]
 
@@ -191,3 +198,101 @@ def test_tasks_are_told(path: Path, deploy: Deploy) -> None:
 def test_without_a_deploy_a_session_that_is_none_is_still_that(running: EventStore) -> None:
     with pytest.raises(SessionNotFound):
         running.append("none", "note", 4)
+
+
+# Deploys
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A store as 0001 left it."""
+    path = tmp_path / "old.db"
+    path.write_bytes(gzip.decompress((Path(__file__).parent / "frozen" / "0001.db.gz").read_bytes()))
+    return path
+
+
+def upgrading(store: Path) -> "subprocess.Popen[str]":
+    """`aegis-store upgrade`, in a process of its own."""
+    program = "from aegis_store.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, "upgrade", "--db", str(store)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_of_two_deploys_at_once_one_moves_the_store_and_the_other_finds_it_done(old: Path) -> None:
+    with closing(connect(old)) as connection:
+        before = connection.execute("SELECT position, payload FROM event").fetchall()
+        connection.execute("BEGIN IMMEDIATE")  # so that both have begun when the first can go on
+        both = [upgrading(old), alembic(*url_of(old), "upgrade", "head")]
+        time.sleep(1.5)
+        connection.execute("COMMIT")
+    said = [finished(process) for process in both]
+    assert f"to {schema.HEAD}" in said[0] or "already" in said[0]
+    with EventStore.open(old, prune_on_open=False, maintain_every=None) as store:
+        assert store.verify().ok
+    with closing(connect(old)) as connection:
+        assert connection.execute("SELECT position, payload FROM event").fetchall() == before
+
+
+def test_a_deploy_waits_for_longer_than_a_writer_would(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(connect(old)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        monkeypatch.setattr(migrate, "MIGRATION_PATIENCE_S", 0.1)
+        with pytest.raises(StoreBusy):
+            EventStore.upgrade(old)
+        connection.execute("COMMIT")
+    assert MIGRATION_PATIENCE_S * 1000 > 10 * DEFAULT_BUSY_TIMEOUT_MS
+    assert EventStore.upgrade(old) == ("0001", schema.HEAD)
+
+
+def test_an_old_deploy_that_waited_for_a_newer_one_is_told_and_changes_nothing(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(connect(old)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("UPDATE alembic_version SET version_num = '0005'")
+        waits: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            other.execute("COMMIT" if len(waits) == 3 else "SELECT 1")
+
+        monkeypatch.setattr("aegis_store.migrate.time.sleep", sleep)
+        with pytest.raises(SchemaMismatch) as caught:
+            EventStore.upgrade(old)
+    assert (caught.value.found, len(waits)) == ("0005", 3)
+
+
+def test_a_deploy_tells_how_far_it_has_come(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrate, "MIGRATION_TOLD_STEPS", 50)
+    told: list[tuple[int, int]] = []
+    EventStore.upgrade(old, on_progress=lambda done, total: told.append((done, total)))
+    with EventStore.open(old, prune_on_open=False, maintain_every=None) as store:
+        events = store.stats().events
+    assert {total for _, total in told} == {events * (int(schema.HEAD) - 1 + 1)}  # each revision, and the references
+    assert told == sorted(told)
+    assert len({done for done, _ in told}) > 4
+
+
+def test_a_deploy_that_has_nothing_to_do_tells_nothing(path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    EventStore.upgrade(path, on_progress=lambda done, total: told.append((done, total)))
+    assert told == []
+
+
+def test_ctrl_c_amid_a_deploy_leaves_the_store_as_it_was(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrate, "MIGRATION_TOLD_STEPS", 50)
+    before = old.read_bytes()
+
+    def interrupt(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        EventStore.upgrade(old, on_progress=interrupt)
+    assert old.read_bytes() == before
+    assert EventStore.upgrade(old) == ("0001", schema.HEAD)
