@@ -55,7 +55,7 @@ def payload(number: int) -> Json:
         "exitCode": 0,
         "durationMs": number % 9973 + 0.16,
         "content": [{"type": "text", "text": _text(number)}],
-        "nested": {"a": {"b": {"c": [1, 2.5, -3e-07, True, None, 'x"y\\z']}}},
+        "nested": {"a": {"b": {"c": [1, 2.5, -3e-10, True, None, 'x"y\\z']}}},
     }
 
 
