@@ -179,12 +179,15 @@ class Database:
             group = self.turns.take(GROUP_STATEMENTS, GROUP_BYTES)
             for statement in group:
                 statement.error = translated(str(self.target), error, waited_ms=0)
-        else:
-            group = self.turns.take(GROUP_STATEMENTS, GROUP_BYTES)
+            settle(group)
+            return
+        group = self.turns.take(GROUP_STATEMENTS, GROUP_BYTES)
+        try:
             for events in writer.commit(group):
                 self.metrics.committed(events)
             self._note_commit()
-        settle(group)
+        finally:  # they are told what became of them, whatever it is that only the bookkeeping has met
+            settle(group)
 
     def _note_commit(self) -> None:
         self._checkpointer.note_write()

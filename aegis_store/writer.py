@@ -156,7 +156,7 @@ class Writer:
             if self.driver.in_transaction:  # SQLite may have done it already
                 self.driver.rollback()
             self.cursor = self.driver.cursor()
-        except driver.dbapi.Error:
+        except Exception:  # noqa: BLE001 - a lack of memory too: nothing that was done so far is to be taken for committed
             self._is_lost = True
 
     # After interruptions

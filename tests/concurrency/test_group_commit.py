@@ -232,6 +232,49 @@ def test_the_thread_that_serves_the_line_is_replaced_when_it_dies(patient: Event
     assert sorted(future.result().seq for future in alive) == [3, 4, 5]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_who_shared_a_commit_is_told_so_at_once_though_the_bookkeeping_after_it_fails(
+    patient: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patient._db, "patience_s", 10)
+    monkeypatch.setattr(patient._db.metrics, "committed", fail_for_want_of_memory)
+    began_s = time.monotonic()
+    futures = all_at_once(patient, appends(patient, 2))
+    assert [future.result().seq for future in futures] == [1, 2]
+    assert time.monotonic() - began_s < 5
+    assert patient.get_session("s").last_seq == 2
+
+
+def fail_for_want_of_memory(*_: Any) -> None:
+    raise MemoryError
+
+
+class OutOfMemory:
+    """A cursor that has no memory left for COMMIT, nor for being closed."""
+
+    def __init__(self, cursor: Any) -> None:
+        self._cursor = cursor
+
+    def execute(self, sql: str, *parameters: Any) -> Any:
+        if sql == "COMMIT":
+            raise MemoryError
+        return self._cursor.execute(sql, *parameters)
+
+    def close(self) -> None:
+        self._cursor.close()
+        raise MemoryError
+
+
+def test_of_a_group_that_can_be_neither_committed_nor_undone_nobody_is_told_that_it_is_stored(patient: EventStore) -> None:
+    patient._db.patience_s = 5
+    patient._db.writer.cursor = OutOfMemory(patient._db.writer.cursor)
+    futures = all_at_once(patient, appends(patient, 3))
+    told = [future.result().seq for future in futures if future.exception() is None]
+    with EventStore.open(patient._db.target.path, read_only=True) as reader:
+        assert [event.seq for event in reader.read("s").events] == told
+    assert patient.append("s", "t", "next").seq == len(told) + 1
+
+
 # Those who shared a commit come again
 
 
