@@ -186,9 +186,11 @@ class Turns:
             if not statement.done.acquire(timeout=patience_s) and self.withdraw(statement):
                 raise NoTurn
         finally:
-            if not statement.is_settled:
-                self._leave(statement)
-            statement.wake_next()
+            try:
+                if not statement.is_settled:
+                    self._leave(statement)
+            finally:  # Ctrl-C may come once more, and is not to hold up those behind
+                statement.wake_next()
         return statement.outcome()
 
     def _leave(self, statement: Statement) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aegis_store import UNLIMITED, EventStore, NewEvent, StoreBusy
+from aegis_store import UNLIMITED, EventStore, NewEvent, StoreBusy, turns
 
 INTERRUPTS = 300
 
@@ -87,10 +87,10 @@ def interrupted_once(call: Callable[..., Any]) -> Callable[..., Any]:
 
 def test_a_turn_in_the_line_is_given_back_whatever_ctrl_c_cuts_short(store: EventStore) -> None:
     store.create_session("s")
-    turns = store._db.turns
-    with pytest.raises(KeyboardInterrupt), turns.in_line(10, time.monotonic(), 10):
-        turns.withdraw = interrupted_once(turns.withdraw)  # type: ignore[method-assign]
-    assert turns.owner == 0
+    line = store._db.turns
+    with pytest.raises(KeyboardInterrupt), line.in_line(10, time.monotonic(), 10):
+        line.withdraw = interrupted_once(line.withdraw)  # type: ignore[method-assign]
+    assert line.owner == 0
     assert store.append("s", "t", 1).seq == 1
 
 
@@ -103,6 +103,22 @@ def test_who_was_interrupted_as_he_gave_his_turn_back_is_not_taken_for_the_one_w
         store.append("s", "t", 1)
     assert store._db.turns.owner == 0
     assert store.append("s", "t", 2).seq == 2
+
+
+def test_who_is_interrupted_twice_while_he_waits_still_wakes_the_one_behind_him(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind = turns._OfThread("", {}, 0)
+
+    def interrupt_with_one_behind(statement: turns.Statement) -> None:
+        statement.following = behind
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store._db.turns, "put", interrupt_with_one_behind)
+    monkeypatch.setattr(store._db.turns, "_leave", interrupted_once(store._db.turns._leave))
+    with pytest.raises(KeyboardInterrupt):
+        store._db.turns.outcome_of("", {}, 0, 1)
+    assert not behind.done.locked()
 
 
 class CutOff:
