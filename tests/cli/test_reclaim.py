@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,9 +37,9 @@ def pruned(tmp_path: Path, pruned_template: Path) -> Path:
     return path
 
 
-def reported(done: "subprocess.CompletedProcess[str]") -> dict[str, object]:
+def reported(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
     assert (done.returncode, done.stderr) == (0, "")
-    found: dict[str, object] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
@@ -54,7 +55,9 @@ def test_it_says_in_words_what_the_store_took_and_what_it_takes_now(run: Run, pr
 
 def test_as_json_it_gives_the_report(run: Run, pruned: Path) -> None:
     found = reported(run("reclaim", "--json", "--db", str(pruned)))
-    assert found["bytes_after"] == pruned.stat().st_size
+    # A SQLite with the WAL-reset bug empties the log at the close of the store only, after the report.
+    log_bytes = found["bytes_after"] - pruned.stat().st_size
+    assert log_bytes > 0 if driver.has_wal_reset_bug(driver.VERSION_INFO) else log_bytes == 0
     assert (found["outcome"], found["complete"], found["free_bytes_after"]) == ("complete", True, 0)
 
 
