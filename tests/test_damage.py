@@ -9,9 +9,10 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +333,76 @@ def test_a_changed_byte_in_the_log_is_seen_or_ends_it(
         path = with_log(store, tmp_path / "aegis.db", bytes(changed))
         assert wrong_log_reads(path, truths, tally) == [], place
     print(json.dumps(tally))
+
+
+def newest_pages(log: bytes) -> dict[int, int]:
+    """Where the log has each page as it was last written."""
+    frames = range(32, len(log) - PAGE_BYTES, 24 + PAGE_BYTES)
+    return {int.from_bytes(log[start : start + 4], "big"): start + 24 for start in frames}
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("rounds", [10, pytest.param(1500, marks=TORTURE)])
+def test_a_byte_that_changes_in_the_log_of_a_store_in_use_is_seen_or_changes_nothing(
+    whole: Path, tmp_path: Path, chance: random.Random, rounds: int
+) -> None:
+    """SQLite checks the log for the first who opens the store, not for those who come while it is open."""
+    path, tally = tmp_path / "aegis.db", Counter[str]()
+    shutil.copyfile(whole, path)
+    with EventStore.open(path, durability="process", prune_on_open=False, maintain_every=None) as store:
+        for number in range(25):
+            store.append(NAMES[number % 4], "hook", {"late": number, "text": "z" * 400})
+        truth = {name: read(store) for name, read in READS.items()}
+        log = path.with_name(path.name + "-wal")
+        content, starts = log.read_bytes(), list(newest_pages(log.read_bytes()).values())
+        pages = b"".join(content[start : start + PAGE_BYTES] for start in starts)
+        structure = [starts[place // PAGE_BYTES] + place % PAGE_BYTES for place in structural_places(pages)]
+        for number in range(rounds):
+            place = chance.choice(structure) if number % 2 else chance.choice(starts) + chance.randrange(PAGE_BYTES)
+            with changed(log, place, content[place] ^ (1 << chance.randrange(8))):
+                assert wrong_log_reads(path, [truth], tally) == [], place
+    print(json.dumps(tally))
+    assert tally["read"] > 0
+
+
+@contextmanager
+def changed(log: Path, place: int, byte: int) -> Iterator[None]:
+    """SQLite has no locks on the log that closing it here would drop."""
+    before = log.read_bytes()[place]
+    write_byte(log, place, byte)
+    try:
+        yield
+    finally:
+        write_byte(log, place, before)
+
+
+def write_byte(path: Path, place: int, byte: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(bytes([byte]))
+
+
+@pytest.mark.parametrize("rounds", [4, pytest.param(600, marks=TORTURE)])
+@pytest.mark.timeout(3600)
+def test_a_byte_that_changes_between_two_reads_of_one_store_is_seen_or_changes_nothing(
+    whole: Path, tmp_path: Path, chance: random.Random, context: ForkServerContext, rounds: int
+) -> None:
+    path, tally = tmp_path / "aegis.db", Counter[str]()
+    content, truth = whole.read_bytes(), truth_of(whole)
+    for place, byte in changes(chance, content, rounds, 0):
+        path.write_bytes(content)
+        with EventStore.open(path, prune_on_open=False, maintain_every=None) as store:
+            for name in chance.sample(sorted(READS), 10):  # some of the pages are in its memory then
+                assert READS[name](store) == truth[name]
+            other = context.Process(target=write_byte, args=(path, place, byte))  # here, it would drop SQLite's locks
+            other.start()
+            other.join()
+            found = {name: outcome(read, store) for name, read in READS.items()}
+        assert [name for name, value in found.items() if value not in (None, truth[name])] == [], (place, byte)
+        tally.update("read" if value is not None else "raised" for value in found.values())
+        remove_side_files(path)
+    print(json.dumps(tally))
+    assert tally["read"] > 0
 
 
 def wrong_log_reads(path: Path, truths: list[dict[str, Any]], tally: Counter[str]) -> list[str]:
