@@ -52,6 +52,9 @@ if TYPE_CHECKING:
         NotAnAegisStore as NotAnAegisStore,
     )
     from aegis_store.errors import (
+        OutOfScope as OutOfScope,
+    )
+    from aegis_store.errors import (
         ReadOnlyStore as ReadOnlyStore,
     )
     from aegis_store.errors import (
@@ -118,6 +121,9 @@ if TYPE_CHECKING:
         Status as Status,
     )
     from aegis_store.events import (
+        StorePage as StorePage,
+    )
+    from aegis_store.events import (
         StoreStats as StoreStats,
     )
     from aegis_store.overview import SessionOverview as SessionOverview
@@ -132,6 +138,7 @@ if TYPE_CHECKING:
     from aegis_store.retention.reclaim import ReclaimReport as ReclaimReport
     from aegis_store.retention.runs import PruneRun as PruneRun
     from aegis_store.store import EventStore as EventStore
+    from aegis_store.store.scoped import ScopedStore as ScopedStore
     from aegis_store.transfer.aegis_import import ImportReport as ImportReport
     from aegis_store.transfer.bring_lines import LinesReport as LinesReport
     from aegis_store.transfer.export import ExportReport as ExportReport
@@ -146,11 +153,11 @@ _ROOMS = {
     "aegis_store.doctor": "DoctorReport Finding",
     "aegis_store.errors": (
         "AegisStoreError CursorAhead EventIdConflict EventsTruncated EventTooLarge FileUnavailable ImportRejected InvalidEvent "
-        "InvalidInput InvalidPolicy InvalidSession NotAnAegisStore ReadOnlyStore RedactionFailed SchemaMismatch "
+        "InvalidInput InvalidPolicy InvalidSession NotAnAegisStore OutOfScope ReadOnlyStore RedactionFailed SchemaMismatch "
         "SequenceConflict SessionExists SessionNotFound StoreBusy StoreClosed StoreCorrupt StoreFull StoreUnavailable"
     ),
     "aegis_store.events": (
-        "UNCHANGED UNLIMITED Event EventsMissed Health Histogram NewEvent Page Session SessionPage Status StoreStats"
+        "UNCHANGED UNLIMITED Event EventsMissed Health Histogram NewEvent Page Session SessionPage Status StorePage StoreStats"
     ),
     "aegis_store.overview": "SessionOverview StoreOverview",
     "aegis_store.retention.compact": "CompactReport",
@@ -161,6 +168,7 @@ _ROOMS = {
     "aegis_store.retention.reclaim": "ReclaimReport",
     "aegis_store.retention.runs": "PruneRun",
     "aegis_store.store": "EventStore",
+    "aegis_store.store.scoped": "ScopedStore",
     "aegis_store.transfer.aegis_import": "ImportReport",
     "aegis_store.transfer.bring_lines": "LinesReport",
     "aegis_store.transfer.export": "ExportReport",

@@ -5,6 +5,7 @@ back to the event loop once per commit. Everything else runs on threads of the s
 """
 
 import asyncio
+import copy
 import functools
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator
@@ -32,6 +33,7 @@ from aegis_store.settings import (
 )
 from aegis_store.sqlite_errors import ConstraintRefused
 from aegis_store.store import EventStore
+from aegis_store.store.scoped import ScopedStore
 from aegis_store.turns import NoTurn, Rows, Statement
 
 _P = ParamSpec("_P")
@@ -66,7 +68,7 @@ def _off_loop(
 
     @functools.wraps(method)
     async def call(self: "AsyncEventStore", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return await self._run(functools.partial(method, self._store, *args, **kwargs))
+        return await self._run(functools.partial(getattr(self._store, method.__name__), *args, **kwargs))
 
     return call
 
@@ -96,7 +98,7 @@ class AsyncEventStore:
 
     def __init__(self, store: EventStore, threads: ThreadPoolExecutor) -> None:
         """Not for callers: see `open`."""
-        self._store = store
+        self._store: EventStore | ScopedStore = store
         self._threads = threads
         self._loop = asyncio.get_running_loop()
         self._room = asyncio.Semaphore(MAX_WAITING_APPENDS)
@@ -131,6 +133,12 @@ class AsyncEventStore:
             )
         )
 
+    def scoped(self, *, tenant: str, owner: str) -> "AsyncEventStore":
+        """As `EventStore.scoped`, not awaited; with the methods of `ScopedStore`. Its close does nothing."""
+        scoped = copy.copy(self)
+        scoped._store = self._store.scoped(tenant=tenant, owner=owner)
+        return scoped
+
     async def append(
         self,
         session_id: str,
@@ -145,6 +153,8 @@ class AsyncEventStore:
     ) -> Event:
         """As `EventStore.append`; the appends of tasks that wait at the same time share a commit."""
         began_ns = now_ns()
+        if isinstance(self._store, ScopedStore):
+            session_id = await self._run(functools.partial(self._store._own, session_id))
         async with self._room:
             given = (session_id, type, payload, event_id, expected_seq, occurred_at, run_id, payload_ref)
             prepared = appends.prepare(*given, redact=self._store._db.redact)
@@ -250,7 +260,7 @@ class AsyncEventStore:
                 self._loop.call_soon_threadsafe(rung.set)
 
         timeout_s = following.checked_timeout_s(timeout)
-        begin = functools.partial(following.following, db, session_id, after=after, last=last, types=types, on_gap=on_gap)
+        begin = functools.partial(self._store._following, session_id, after=after, last=last, types=types, on_gap=on_gap)
         follower = await self._run(begin)
         try:
             until_s = self._loop.time() + timeout_s
@@ -301,6 +311,8 @@ class AsyncEventStore:
 
     async def close(self) -> None:
         """As `EventStore.close`. Appends that wait get `StoreClosed`."""
+        if isinstance(self._store, ScopedStore):
+            return
         # Not on the store's threads: those may all be waiting.
         await asyncio.to_thread(self._store.close)
         self._threads.shutdown(wait=False)

@@ -8,6 +8,7 @@
     │       └── EventTooLarge
     ├── SessionNotFound                       the store does not hold what was named
     ├── SessionExists
+    ├── OutOfScope                            a scoped store does not do what concerns the whole one
     ├── SequenceConflict                      an append that must not happen
     ├── EventIdConflict
     ├── RedactionFailed                       the redact hook raised; nothing was written
@@ -156,6 +157,14 @@ class SessionExists(AegisStoreError):
         self.session_id = session_id
         hint = "choose another, or use ensure_session with the same tenant and owner"
         super().__init__(f"session id {shown(session_id)} is taken", hint=hint)
+
+
+class OutOfScope(AegisStoreError):
+    """`method`, which was called on a scoped store, concerns what others have as well. Nothing was done."""
+
+    def __init__(self, *, method: str) -> None:
+        self.method = method
+        super().__init__(f"{method} is for the whole store, not for a scope of it", hint="call it on the store itself")
 
 
 class SequenceConflict(AegisStoreError):

@@ -1,7 +1,7 @@
 """The nouns of the store: what it takes, what it gives. No SQL, no decisions."""
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -116,6 +116,19 @@ class Page:
     next_after_seq: int
     has_more: bool
     missed: int
+
+
+class StorePage(list[Event]):
+    """Events of several sessions, by rising `position`: a list, which knows where it ends.
+
+    `next_after_position` is the cursor for the next page. `has_more` says that events beyond it were stored by then; in a
+    scope they may be those of others, so that a page may be short, or empty, and have more.
+    """
+
+    def __init__(self, events: Iterable[Event] = (), *, next_after_position: int = 0, has_more: bool = False) -> None:
+        super().__init__(events)
+        self.next_after_position = next_after_position
+        self.has_more = has_more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,11 +4,12 @@ A follower (`Following`) is a cursor. Each look of his is one short read of what
 two looks, and nothing lost or repeated. When there is nothing he waits to be rung (`watcher`), then looks again.
 """
 
+import functools
 import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -17,15 +18,22 @@ from sqlalchemy import Connection, func, select
 from aegis_store import read
 from aegis_store.database import Database
 from aegis_store.errors import EventsTruncated, InvalidInput, StoreClosed, shown
-from aegis_store.events import Event, EventsMissed
+from aegis_store.events import Event, EventsMissed, StorePage
 from aegis_store.read import OnGap
 from aegis_store.schema import event, session, store
+from aegis_store.scope import Scope
 from aegis_store.settings import DEFAULT_PAGE_EVENTS, FOLLOW_GATHER_S, FOLLOW_LOOK_S
 
 _LOOK_EVENTS: Final = DEFAULT_PAGE_EVENTS
 
 _RETAINED: Final = event.join(session, session.c.id == event.c.session)
 _NAMED: Final = session.c.session_id.is_not(None)  # the events of a session that was deleted are going
+
+_OF_SCOPE: Final = "session CROSS JOIN event ON event.session = session.id WHERE tenant = :tenant AND owner = :owner"
+_NEWEST_OF_SCOPE: Final = f"""
+SELECT position FROM {_OF_SCOPE} AND session_id IS NOT NULL AND seq > last_seq - :last ORDER BY position DESC LIMIT :last
+"""
+_BELOW_OF_SCOPE: Final = f"SELECT count(*) FROM {_OF_SCOPE} AND session_id IS NOT NULL AND position + 0 <= :known"
 
 
 class Following(ABC):
@@ -93,40 +101,54 @@ class _OfSession(Following):
 
 
 class _OfStore(Following):
-    """By position.
+    """By position, in the whole store or in a scope.
 
     Up to `known`, the last removal that the follower knows of, what is retained has holes. A later removal above the cursor
     is told by the store if it lies beyond that too. One that does not, while a follower who began without a cursor is on his
     way there, is not; so `unread` counts the events that he is to find up to there. None: he was told that some are missing.
+
+    Of a scope it is not known where what was removed lay; so `removed` counts it, and as long as it stays nothing is told.
     """
 
-    def __init__(self, cursor: int, known: int, unread: int | None, *, skips: bool) -> None:
+    def __init__(
+        self, cursor: int, known: int, unread: int | None, *, skips: bool, scope: Scope | None = None, removed: int = 0
+    ) -> None:
         super().__init__(cursor, skips=skips)
         self._known = known
         self._unread = unread
+        self._scope = scope
+        self._removed = removed
 
     def _look(self, db: Database) -> list[Event]:
-        with db.read() as conn:
-            try:
-                events = self._page(conn, "raise")
-            except EventsTruncated as lost:
-                if lost.first_seq - 1 > self._known:
-                    raise
-                events = self._page(conn, "skip")
-            unread = self._still_unread(conn, events)
-        self._unread = unread
-        if events:
-            self.cursor = events[-1].position
-        return events
+        while True:
+            with db.read() as conn:
+                try:
+                    page = self._page(conn, "raise")
+                except EventsTruncated as lost:
+                    if lost.first_seq - 1 > self._known and self._has_lost(conn):
+                        raise
+                    page = self._page(conn, "skip")
+                unread = self._still_unread(conn, page)
+            self._unread = unread
+            self.cursor = page.next_after_position
+            if page or not page.has_more:  # otherwise a long stretch of others' events
+                return page
 
-    def _page(self, conn: Connection, on_gap: OnGap) -> list[Event]:
-        return read.page_of_all(conn, after_position=self.cursor, limit=_LOOK_EVENTS, on_gap=on_gap).events
+    def _page(self, conn: Connection, on_gap: OnGap) -> StorePage:
+        at = self.cursor
+        return read.page_of_all(conn, after_position=at, limit=_LOOK_EVENTS, on_gap=on_gap, scope=self._scope).events
 
-    def _still_unread(self, conn: Connection, events: list[Event]) -> int | None:
+    def _has_lost(self, conn: Connection) -> bool:
+        before = self._removed
+        if self._scope is not None:
+            self._removed = read.number_removed(conn, self._scope)
+        return self._scope is None or self._removed > before
+
+    def _still_unread(self, conn: Connection, page: StorePage) -> int | None:
         if not self._unread:
             return self._unread
-        unread = self._unread - sum(event.position <= self._known for event in events)
-        is_through = len(events) < _LOOK_EVENTS or events[-1].position > self._known
+        unread = self._unread - sum(event.position <= self._known for event in page)
+        is_through = not page.has_more or page.next_after_position > self._known
         if is_through and unread:
             raise EventsTruncated(
                 session_id=None,
@@ -161,6 +183,7 @@ def following(
     last: int | None,
     types: Collection[str] | None,
     on_gap: OnGap,
+    scope: Scope | None = None,
 ) -> Following:
     """A follower at his start. Raises all that `EventStore.follow` raises at the call."""
     skips = read.checked_skips(on_gap)
@@ -175,25 +198,41 @@ def following(
     wanted = read.checked_types(types)
     with db.read() as conn:
         if session_id is None:
-            return _store_following(conn, after, last, skips=skips)
+            return _store_following(conn, after, last, skips=skips, scope=scope)
         row, cursor = read.place_of(conn, session_id, after_seq=after, skips=skips)
         if last is not None:
             cursor = max(cursor, row.last_seq - last)
         return _OfSession(session_id, cursor, wanted, skips=skips)
 
 
-def _store_following(conn: Connection, after: int | None, last: int | None, *, skips: bool) -> Following:
+def _store_following(conn: Connection, after: int | None, last: int | None, *, skips: bool, scope: Scope | None) -> Following:
+    removed = 0 if scope is None else read.number_removed(conn, scope)
+    begin = functools.partial(_OfStore, skips=skips, scope=scope, removed=removed)
     if after is not None:
-        read.check_position(conn, after, skips=skips)
-        return _OfStore(after, 0, None, skips=skips)
+        is_truncated = read.check_position(conn, after, skips=skips, scope=scope)
+        return begin(after, 0, None, removed=-1 if is_truncated else removed)
     known: int = conn.execute(select(store.c.removed_position)).scalar_one()
+    if scope is not None:
+        return _scope_following(conn, scope, last, known, begin)
     if last is not None:
         newest = _newest_positions(conn, last)
         cursor = newest[-1] - 1 if newest else read.last_position(conn)
-        return _OfStore(cursor, known, sum(position <= known for position in newest), skips=skips)
+        return begin(cursor, known, sum(position <= known for position in newest))
     # `+ 0`: so that SQLite counts in the index by session and seq, which is a hundredth of the table.
     below = select(func.count()).select_from(_RETAINED).where(_NAMED, event.c.position + 0 <= known)
-    return _OfStore(0, known, conn.execute(below).scalar_one() if known else 0, skips=skips)
+    return begin(0, known, conn.execute(below).scalar_one() if known else 0)
+
+
+def _scope_following(
+    conn: Connection, scope: Scope, last: int | None, known: int, begin: Callable[[int, int, int], Following]
+) -> Following:
+    """The same in a scope, found by its sessions and not among the events of all."""
+    if last is not None:
+        newest = conn.exec_driver_sql(_NEWEST_OF_SCOPE, {"last": last, **scope._asdict()}).scalars().all()
+        cursor = newest[-1] - 1 if newest else read.last_position(conn)
+        return begin(cursor, known, sum(position <= known for position in newest))
+    below = conn.exec_driver_sql(_BELOW_OF_SCOPE, {"known": known, **scope._asdict()}) if known else None
+    return begin(0, known, below.scalar_one() if below else 0)
 
 
 def _newest_positions(conn: Connection, count: int) -> list[int]:

@@ -16,10 +16,11 @@ from aegis_store import sessions
 from aegis_store.checksum import LAST_POSITION_SQL, STORE_NUMBER, SUMMED, has_columns_in_place, row_sum, summed_of
 from aegis_store.connections import driver_text
 from aegis_store.errors import CursorAhead, EventsTruncated, InvalidEvent, InvalidInput, SessionNotFound, shown
-from aegis_store.events import Event, Page, checked_count, checked_text, from_us
+from aegis_store.events import Event, Page, StorePage, checked_count, checked_text, from_us
 from aegis_store.record_copy import intact
 from aegis_store.schema import event, session, store
-from aegis_store.settings import FILTERED_SCAN_EVENTS, MAX_PAGE_EVENTS, MAX_TYPES
+from aegis_store.scope import Scope
+from aegis_store.settings import FILTERED_SCAN_EVENTS, MAX_PAGE_EVENTS, MAX_TYPES, SCOPED_SCAN
 from aegis_store.sqlite_errors import check_intact, damaged
 
 OnGap = Literal["raise", "skip"]
@@ -52,6 +53,35 @@ _PAGE_OF_ALL: Final = _LIMITED.format(
         .order_by(event.c.position)
     )
 )
+# The same of a scope, as far as a look goes.
+_LOOK_END: Final = """
+SELECT max(position), count(*) FROM (SELECT position FROM event WHERE position > :start ORDER BY position LIMIT :most)
+"""
+_PAGE_OF_SCOPE: Final = _LIMITED.format(
+    driver_text(
+        select(*_READ, session.c.id, session.c.session_id)
+        .join_from(event, session, session.c.id == event.c.session, isouter=True)
+        .where(event.c.position > bindparam("start"), event.c.position <= bindparam("end"))
+        .where(session.c.session_id.is_not(None), sessions.IN_SCOPE)
+        .order_by(event.c.position)
+    )
+)
+# What was removed of a scope's sessions, each up to where at the most: a session that holds events tells by the first of them,
+# of others it is not known where in the store theirs were.
+_REMOVED_OF_SCOPE: Final = """
+SELECT up_to, removed_at, removed_reason, 1 FROM (
+    SELECT min(coalesce(event.position - 1, :removed), :removed) AS up_to, session.removed_at, session.removed_reason
+    FROM session LEFT JOIN event ON event.session = session.id AND event.seq = session.first_seq
+    WHERE session.tenant = :tenant AND session.owner = :owner AND session_id IS NOT NULL AND first_seq > 1
+    UNION ALL
+    SELECT :removed, removed_at, removed_reason FROM tombstone WHERE tenant = :tenant AND owner = :owner AND last_seq > 0
+) WHERE up_to > :after ORDER BY up_to DESC, removed_at DESC LIMIT 1
+"""
+_NUMBER_REMOVED_OF_SCOPE: Final = """
+SELECT
+    (SELECT coalesce(sum(first_seq - 1), 0) FROM session WHERE tenant = :tenant AND owner = :owner AND session_id IS NOT NULL)
+    + (SELECT coalesce(sum(last_seq), 0) FROM tombstone WHERE tenant = :tenant AND owner = :owner)
+"""
 _PLACE: Final = driver_text(
     select(
         *(session.c[name] for name in ("id", "session_id", "first_seq", "last_seq", "removed_at", "removed_reason")),
@@ -142,18 +172,22 @@ def place_of(conn: Connection, session_id: str, *, after_seq: int | None, skips:
 class PageOfAll(NamedTuple):
     """Events of all sessions, and whether some after the cursor had been removed."""
 
-    events: list[Event]
+    events: StorePage
     is_truncated: bool
 
 
-def page_of_all(conn: Connection, *, after_position: int | None, limit: int, on_gap: OnGap) -> PageOfAll:
-    """Events of all sessions after the cursor; see `EventStore.read_all`."""
+def page_of_all(
+    conn: Connection, *, after_position: int | None, limit: int, on_gap: OnGap, scope: Scope | None = None
+) -> PageOfAll:
+    """Events of all sessions, or of those of the scope, after the cursor; see `EventStore.read_all`."""
     checked_count("limit", limit, 1, MAX_PAGE_EVENTS)
     skips = checked_skips(on_gap)
     is_truncated = False
     if after_position is not None:
-        is_truncated = check_position(conn, checked_cursor("after_position", after_position), skips=skips)
+        is_truncated = check_position(conn, checked_cursor("after_position", after_position), skips=skips, scope=scope)
     start = after_position or 0
+    if scope is not None:
+        return PageOfAll(_page_of_scope(conn, scope, start, limit), is_truncated)
     events: list[Event] = []
     keys = {}
     for *row, key, session_id in _fetched(conn, _PAGE_OF_ALL, {"start": start, "most": limit}):
@@ -162,7 +196,25 @@ def page_of_all(conn: Connection, *, after_position: int | None, limit: int, on_
         events += _events(conn, session_id, [row])
         keys[session_id] = key
     _check_nothing_is_missing(conn, start, events, keys, end=_MAX_CURSOR if len(events) < limit else events[-1].position)
-    return PageOfAll(events, is_truncated)
+    end = events[-1].position if events else start
+    return PageOfAll(StorePage(events, next_after_position=end, has_more=len(events) == limit), is_truncated)
+
+
+def _page_of_scope(conn: Connection, scope: Scope, start: int, limit: int) -> StorePage:
+    """The scope's among the next events of the store, so that its page is no scan of all that others have."""
+    looked_to, looked_at = _fetched(conn, _LOOK_END, {"start": start, "most": SCOPED_SCAN})[0]
+    last = last_position(conn)
+    end = looked_to if looked_at == SCOPED_SCAN else max(last, start)
+    events: list[Event] = []
+    seqs: dict[str, int] = {}
+    for *row, _, session_id in _fetched(conn, _PAGE_OF_SCOPE, {"start": start, "end": end, "most": limit, **scope._asdict()}):
+        events += _events(conn, session_id, [row])
+        if events[-1].seq != seqs.setdefault(session_id, events[-1].seq - 1) + 1:
+            raise damaged(conn, f"events of session {shown(session_id)} are missing, or not in their order")
+        seqs[session_id] = events[-1].seq
+    if len(events) == limit:
+        end = events[-1].position
+    return StorePage(events, next_after_position=end, has_more=end < last)
 
 
 def _check_nothing_is_missing(conn: Connection, start: int, events: list[Event], keys: dict[str, int], *, end: int) -> None:
@@ -205,9 +257,23 @@ def _removed(conn: Connection) -> _Removed:
     return removed
 
 
-def check_position(conn: Connection, after_position: int, *, skips: bool) -> bool:
-    """Whether events after this cursor of the whole store were removed. Raises what one that cannot be raises."""
+def _removed_of(conn: Connection, scope: Scope | None, after: int) -> _Removed:
+    """The same of a scope, if anything of it may have been removed above that cursor."""
     removed = _removed(conn)
+    if scope is not None and after < removed.position:
+        found = _fetched(conn, _REMOVED_OF_SCOPE, {"removed": removed.position, "after": after, **scope._asdict()})
+        return _Removed(*found[0]) if found else _Removed(0, None, None, intact=True)
+    return removed
+
+
+def number_removed(conn: Connection, scope: Scope) -> int:
+    """How many events were ever removed of the scope's sessions. It only goes up."""
+    return int(_fetched(conn, _NUMBER_REMOVED_OF_SCOPE, scope._asdict())[0][0])
+
+
+def check_position(conn: Connection, after_position: int, *, skips: bool, scope: Scope | None = None) -> bool:
+    """Whether events after this cursor of the whole store were removed. Raises what one that cannot be raises."""
+    removed = _removed_of(conn, scope, after_position)
     last = last_position(conn)
     if after_position > last:
         raise CursorAhead(session_id=None, requested_seq=after_position, last_seq=last)

@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -49,7 +49,8 @@ from aegis_store.events import (
 )
 from aegis_store.record_copy import intact
 from aegis_store.schema import NAMED, NO_CAP, event, session, tombstone
-from aegis_store.settings import MAX_PAGE_EVENTS
+from aegis_store.scope import Scope
+from aegis_store.settings import MAX_PAGE_EVENTS, SCOPED_SCAN
 from aegis_store.sqlite_errors import check_intact, damaged
 
 _FIRST: Final = event.alias("first")
@@ -60,6 +61,17 @@ RECORD: Final = select(*_RECORD_COLUMNS).join_from(session, _FIRST, _ITS_FIRST, 
 """The whole record of sessions: their rows, `removed_bytes`, and whether they are `intact`."""
 
 _ROW: Final = select(session, intact("session")).where(session.c.session_id == bindparam("name"))
+
+# `IS` and not `=`: with that SQLite could turn an outer join around, and begin with all sessions.
+IN_SCOPE: Final = and_(
+    session.c.tenant.is_not_distinct_from(bindparam("tenant")), session.c.owner.is_not_distinct_from(bindparam("owner"))
+)
+"""Of an outer join with sessions: those of the scope whose `tenant` and `owner` are given."""
+
+OWN: Final = and_(session.c.tenant == bindparam("tenant"), session.c.owner == bindparam("owner"))
+_IN_SCOPE: Final = select(session.c.id).where(session.c.session_id == bindparam("name"), OWN)
+_IDS_IN_SCOPE: Final = select(session.c.session_id).where(NAMED, OWN).order_by(session.c.id)
+_KEY_IN_SCOPE: Final = select(session.c.id).where(session.c.id == bindparam("key"), OWN)
 
 
 def now_us() -> int:
@@ -97,6 +109,25 @@ def row_of(conn: Connection, session_id: str) -> Row[Any]:
     check_found(conn, row, session_id)
     check_intact(conn, row.intact, f"session {shown(row.session_id)}")
     return row
+
+
+def known_in_scope(conn: Connection, scope: Scope, session_id: object) -> str:
+    """`session_id` if the scope has such a session; `SessionNotFound` otherwise, whether another has or not."""
+    name = known_id(session_id)
+    if conn.execute(_IN_SCOPE, {"name": name, **scope._asdict()}).first() is None:
+        raise SessionNotFound(session_id=session_id)
+    return name
+
+
+def ids_in_scope(conn: Connection, scope: Scope) -> list[str]:
+    """The ids of all sessions of the scope, the oldest first."""
+    return list(conn.execute(_IDS_IN_SCOPE, scope._asdict()).scalars())
+
+
+def keys_in_scope(conn: Connection, scope: Scope, keys: Iterable[int]) -> set[int]:
+    """Which of these sessions, standing or deleted, are the scope's."""
+    own = scope._asdict()
+    return {key for key in keys if conn.execute(_KEY_IN_SCOPE, {"key": key, **own}).first() is not None}
 
 
 def check_found(conn: Connection, row: Any, session_id: str) -> None:
@@ -241,22 +272,31 @@ def page(
     updated_after: datetime | None,
     limit: int,
     cursor: str | None,
+    scope: Scope | None = None,
 ) -> SessionPage:
-    """Sessions by falling `updated_at`. A page costs the same wherever in the list it lies, and whatever it filters."""
+    """Sessions by falling `updated_at`. A page costs the same wherever in the list it lies, and whatever it filters.
+
+    That of a scope is found among as many of all sessions as a look takes: it may come back short.
+    """
     checked_count("limit", limit, 1, MAX_PAGE_EVENTS)
     below: list[ColumnElement[bool]] = []
     if updated_after is not None:
         below.append(session.c.updated_at > _moment("updated_after", updated_after))
     if cursor is not None:
         below.append(tuple_(session.c.updated_at, session.c.id) < tuple_(*map(literal, _cursor_parts(cursor))))
-    ids = _newest(statuses, below, limit + 1)
+    ids = _newest(statuses, below, limit + 1 if scope is None else SCOPED_SCAN)
     listed = ids.outerjoin(session, session.c.id == ids.c.id).outerjoin(_FIRST, _ITS_FIRST)
     query = select(*_RECORD_COLUMNS, ids.c.updated_at.label("listed_at")).select_from(listed)
+    if scope is not None:
+        query = query.where(IN_SCOPE).limit(limit + 1).params(**scope._asdict())
     rows = conn.execute(query.order_by(ids.c.updated_at.desc(), ids.c.id.desc())).all()
     is_listed_rightly = len({row.id for row in rows}) == len(rows) and all(row.updated_at == row.listed_at for row in rows)
     if not is_listed_rightly or (statuses is not None and any(row.status not in statuses for row in rows)):
         raise damaged(conn, "an index of the sessions is not that of their records")
-    last = rows[limit - 1] if len(rows) > limit else None
+    last: Any = rows[limit - 1] if len(rows) > limit else None
+    if scope is not None and last is None:
+        looked_at = conn.execute(select(ids).order_by(ids.c.updated_at, ids.c.id)).all()
+        last = looked_at[0] if len(looked_at) == SCOPED_SCAN else None
     return SessionPage(
         sessions=[_record(conn, row) for row in rows[:limit]], cursor=f"{last.updated_at}-{last.id}" if last else None
     )

@@ -59,7 +59,7 @@ def test_a_method_has_the_same_arguments_and_a_text(name: str) -> None:
     ours, theirs = getattr(AsyncEventStore, name), getattr(EventStore, name)
     assert list(inspect.signature(ours).parameters.values()) == list(inspect.signature(theirs).parameters.values())
     assert inspect.getdoc(ours)
-    assert name in ("open", "follow") or inspect.iscoroutinefunction(ours)
+    assert name in ("open", "follow", "scoped") or inspect.iscoroutinefunction(ours)
 
 
 def test_what_is_appended_is_read_and_what_goes_is_told(path: Path) -> None:
@@ -305,6 +305,7 @@ def test_a_loop_that_ended_while_its_appends_waited_leaves_the_store_to_the_othe
         await asyncio.sleep(0.02)
         threading.Timer(0.1, blocker.__exit__, (None, None, None)).start()
         assert tasks
+        assert isinstance(store._store, EventStore)
         return store._store
 
     store = asyncio.run(main())

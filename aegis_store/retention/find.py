@@ -1,5 +1,6 @@
 """Finding what the policy asks to remove: by indexes over the sessions that have something to lose, never by a scan."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -13,18 +14,37 @@ from aegis_store.retention.limits import policy_in_force
 from aegis_store.retention.plan import PrunePlan, Truncation, truncation_of
 from aegis_store.retention.policy import RetentionPolicy, moment_before
 from aegis_store.schema import AGEING, FORGETTABLE, OVERSIZE, PRUNABLE, session
+from aegis_store.scope import Scope
+from aegis_store.sessions import OWN, keys_in_scope
 from aegis_store.sqlite_errors import check_intact
 
 
-def plan(conn: Connection, now: datetime | None, policy: RetentionPolicy | None = None) -> PrunePlan:
-    """The plan for `now` (by default the present), by the policy in force or, to see what it would do, by another."""
+def plan(
+    conn: Connection, now: datetime | None, policy: RetentionPolicy | None = None, scope: Scope | None = None
+) -> PrunePlan:
+    """The plan for `now` (by default the present), by the policy in force or, to see what it would do, by another.
+
+    That of a scope leaves the budget alone: whose events it takes is a matter of the whole store.
+    """
     now = checked_now(now)
     in_force = policy_in_force(conn)
     policy = policy or in_force
-    decided = decide(conn, policy, now, in_force=policy.max_bytes == in_force.max_bytes)
+    decided = decide(conn, policy, now, in_force=policy.max_bytes == in_force.max_bytes, scope=scope)
+    if scope is not None:
+        return PrunePlan(
+            now=now, policy=policy, truncations=tuple(decided.truncations.values()), settled=tuple(decided.settled)
+        )
     truncations, over = budget.add_to(conn, policy, now, decided.truncations)
     settled = tuple(key for key in decided.settled if key not in truncations)
     return PrunePlan(now=now, policy=policy, truncations=tuple(truncations.values()), budget=over, settled=settled)
+
+
+def within_scope(conn: Connection, plan: PrunePlan, scope: Scope) -> PrunePlan:
+    """What of the plan concerns the scope."""
+    by_limits = [each for each in plan.truncations if each.reason != "max_total_bytes"]
+    own = keys_in_scope(conn, scope, [*(each.key for each in by_limits), *plan.settled])
+    truncations = tuple(each for each in by_limits if each.key in own)
+    return replace(plan, truncations=truncations, budget=None, settled=tuple(key for key in plan.settled if key in own))
 
 
 def checked_now(now: datetime | None) -> datetime:
@@ -46,12 +66,15 @@ class Decided(NamedTuple):
     settled: list[int]
 
 
-def decide(conn: Connection, policy: RetentionPolicy, now: datetime, *, in_force: bool) -> Decided:
+def decide(conn: Connection, policy: RetentionPolicy, now: datetime, *, in_force: bool, scope: Scope | None = None) -> Decided:
     """What the limits of single sessions ask for; `in_force`: `policy` is the store's own, whose marks can be gone by.
 
     Costs in proportion to the sessions that lose something, and a few look-ups in each, however many events it has.
     """
-    found = {row.id: row for query in work_queries(policy, now, in_force=in_force) for row in conn.execute(query)}
+    queries = work_queries(policy, now, in_force=in_force)
+    if scope is not None:
+        queries = [query.where(OWN).params(**scope._asdict()) for query in queries]
+    found = {row.id: row for query in queries for row in conn.execute(query)}
     decided = Decided({}, [])
     for row in sorted(found.values(), key=lambda row: (row.ended_at is None, row.ended_at or 0, row.id)):
         check_intact(conn, row.intact, f"session {shown(row.session_id)}")

@@ -5,9 +5,9 @@
     retention   retention_policy set_retention_policy plan_policy plan_prune prune prune_history reclaim
     transfer    export import_lines import_aegis backup
     overview    overview session_overview stats health verify
-    here        open upgrade compact restore doctor close
+    here        open scoped upgrade compact restore doctor close
 
-Each line is a file beside this one; `base` is what they stand on.
+Each line is a file beside this one; `base` is what they stand on, `scoped` what they are to one tenant and owner.
 """
 
 import logging
@@ -32,16 +32,13 @@ from aegis_store.retention.compact import OnProgress as OnCompacted
 from aegis_store.retention.jobs import run_job
 from aegis_store.retention.maintenance import Maintenance
 from aegis_store.schema import HEAD
+from aegis_store.scope import Scope
 from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS, DEFAULT_MAINTAIN_EVERY
-from aegis_store.store.events import Events
-from aegis_store.store.overview import Overview
-from aegis_store.store.retention import Retention
-from aegis_store.store.sessions import Sessions
-from aegis_store.store.transfer import Transfer
+from aegis_store.store.scoped import Parts, ScopedStore
 from aegis_store.target import Target
 
 
-class EventStore(Sessions, Events, Retention, Transfer, Overview):
+class EventStore(Parts):
     """The sessions and events of agent platforms in one SQLite file, bounded by a retention policy.
 
     Safe for threads: writers of one process take turns, readers never wait for writers. Safe for processes: open the same
@@ -184,6 +181,14 @@ class EventStore(Sessions, Events, Retention, Transfer, Overview):
         place = Target.of(target)
         file_system.refuse_network(place)
         return backups.restore(Target.of(backup), place, on_progress=on_progress)
+
+    def scoped(self, *, tenant: str, owner: str) -> ScopedStore:
+        """The same surface for the sessions of one tenant and one owner alone: those of others do not exist there.
+
+        Costs nothing and needs no closing: it ends with this store. What each method does in a scope, `ScopedStore` says.
+        Raises `InvalidSession` for what can be no tenant or owner.
+        """
+        return ScopedStore(self, Scope.of(tenant, owner))
 
     def close(self) -> None:
         """Close the store; every acknowledged append is on disk already. Calling it again does nothing.

@@ -2,10 +2,11 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from aegis_store import append, follow, read
-from aegis_store.events import Event, EventsMissed, Json, NewEvent, Page
+from aegis_store.events import Event, EventsMissed, Json, NewEvent, Page, StorePage
+from aegis_store.follow import Following
 from aegis_store.metrics import now_ns
 from aegis_store.read import OnGap
 from aegis_store.settings import DEFAULT_PAGE_EVENTS
@@ -91,8 +92,9 @@ class Events(OpenStore):
 
     def read_all(
         self, *, after_position: int | None = None, limit: int = DEFAULT_PAGE_EVENTS, on_gap: OnGap = "raise"
-    ) -> list[Event]:
-        """Up to `limit` (1 to 1,000) events of all sessions after `after_position`, by rising position.
+    ) -> StorePage:
+        """Up to `limit` (1 to 1,000) events of all sessions after `after_position`, by rising position: a list of them, which
+        has the cursor for the next page as `next_after_position`.
 
         None starts at the oldest retained event. A number is the last position that the reader has seen: if an event after
         it was removed, `EventsTruncated` is raised, or with `on_gap="skip"` what is retained is returned. A cursor beyond the
@@ -154,5 +156,8 @@ class Events(OpenStore):
         when the session is deleted, and the other two when they come to be true. Use each iterator in one thread at a time.
         """
         timeout_s = follow.checked_timeout_s(timeout)
-        follower = follow.following(self._db, session_id, after=after, last=last, types=types, on_gap=on_gap)
+        follower = self._following(session_id, after=after, last=last, types=types, on_gap=on_gap)
         return follow.stream(self._db, follower, timeout_s)
+
+    def _following(self, session_id: str | None, **how: Any) -> Following:
+        return follow.following(self._db, session_id, **how)

@@ -63,14 +63,15 @@ def export(
         with LinesWriter(file, {"policy": None if policy is None else dict(policy)}, store=store) as out:
             _write_store(conn, out, _Progress(on_progress, total))
     else:
-        rows = [row_of(conn, session_id) for session_id in dict.fromkeys(_checked_ids(session_ids))]
+        rows = [row_of(conn, session_id) for session_id in dict.fromkeys(checked_ids(session_ids))]
         total = sum(row.last_seq - row.first_seq + 1 for row in rows)
         with LinesWriter(file, {}, store=store) as out:
             _write_sessions(conn, out, [row.id for row in rows], _Progress(on_progress, total))
     return ExportReport(sessions=out.sessions, events=out.events, file_bytes=out.file_bytes)
 
 
-def _checked_ids(session_ids: Collection[str]) -> Collection[str]:
+def checked_ids(session_ids: Collection[str]) -> Collection[str]:
+    """`session_ids`, if it can be ids of sessions to export; `InvalidInput` otherwise."""
     if isinstance(session_ids, str) or not isinstance(session_ids, Collection):
         raise InvalidInput(f"session_ids must be a collection such as ['run-42'], not {shown(session_ids)}")
     if not session_ids:

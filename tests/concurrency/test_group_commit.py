@@ -21,6 +21,7 @@ from aegis_store import (
     EventStore,
     EventTooLarge,
     NewEvent,
+    ScopedStore,
     SequenceConflict,
     SessionNotFound,
     StoreBusy,
@@ -37,7 +38,7 @@ WAIT_S = 60
 
 
 @contextmanager
-def held(store: EventStore) -> Iterator[None]:
+def held(store: EventStore | ScopedStore) -> Iterator[None]:
     """Somebody else of this process writes meanwhile."""
     entered, leave = threading.Event(), threading.Event()
 
