@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Concatenate, Final, Literal, ParamSpec, Self, 
 
 from aegis_store import append as appends
 from aegis_store import follow as following
-from aegis_store.append import APPEND_SQL, Prepared
+from aegis_store.append import Prepared
 from aegis_store.connections import Durability
 from aegis_store.errors import StoreClosed
 from aegis_store.events import Event, EventsMissed, Json
@@ -49,7 +49,7 @@ class _Waiting(Statement):
     __slots__ = ("future",)
 
     def __init__(self, prepared: Prepared, wake: Callable[[list[Statement]], None], future: "asyncio.Future[None]") -> None:
-        super().__init__(APPEND_SQL, prepared.parameters, prepared.payload_bytes, wake)
+        super().__init__(prepared.sql, prepared.parameters, prepared.payload_bytes, wake)
         self.future = future
 
     def tell(self) -> None:
@@ -153,11 +153,9 @@ class AsyncEventStore:
     ) -> Event:
         """As `EventStore.append`; the appends of tasks that wait at the same time share a commit."""
         began_ns = now_ns()
-        if isinstance(self._store, ScopedStore):
-            session_id = await self._run(functools.partial(self._store._own, session_id))
         async with self._room:
             given = (session_id, type, payload, event_id, expected_seq, occurred_at, run_id, payload_ref)
-            prepared = appends.prepare(*given, redact=self._store._db.redact)
+            prepared = appends.prepare(*given, redact=self._store._db.redact, scope=self._store._scope)
             try:
                 rows = await self._written(prepared)
             except ConstraintRefused:
@@ -178,7 +176,7 @@ class AsyncEventStore:
             patience = self._loop.call_later(db.patience_s, self._lose_patience, statement)
             await statement.future
         except NoTurn:
-            return await self._run(functools.partial(db.execute_round_the_line, APPEND_SQL, prepared.parameters, asked_s))
+            return await self._run(functools.partial(db.execute_round_the_line, prepared.sql, prepared.parameters, asked_s))
         except asyncio.CancelledError:
             await self._left(statement)
             raise

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, Text, bindparam, func, insert, literal_column, select, text
+from sqlalchemy import BigInteger, ColumnElement, Connection, Text, bindparam, func, insert, literal_column, select, text
 
 from aegis_store import payload as payloads
 from aegis_store.checksum import NEXT_SUM_SQL, STORE_NUMBER, content_sum
@@ -23,13 +23,14 @@ from aegis_store.events import Event, Json, NewEvent, checked_text, from_us, to_
 from aegis_store.read import event_of
 from aegis_store.redaction import Redact, redacted
 from aegis_store.schema import AT_HEAD_SQL, event, session, store
-from aegis_store.sessions import known_id, row_of
+from aegis_store.scope import Scope
+from aegis_store.sessions import OWN, known_id, known_in_scope, row_of
 from aegis_store.settings import MAX_PAYLOAD_REF_BYTES
 from aegis_store.sqlite_errors import ConstraintRefused, damaged
 
 
-def _compiled_insert() -> str:
-    """The statement of an append, as text for the driver."""
+def _compiled_insert(*conditions: ColumnElement[bool]) -> str:
+    """The statement of an append, as text for the driver; into a session that is found under these conditions, too."""
     given = ("type", "occurred_at", "recorded_at", "event_id", "run_id", "payload_ref", "payload")
     times = ("occurred_at", "recorded_at")
     expected = bindparam("expected_seq", type_=BigInteger)
@@ -43,6 +44,7 @@ def _compiled_insert() -> str:
         session.c.session_id == bindparam("session_id", type_=Text),
         session.c.last_seq == func.coalesce(expected, session.c.last_seq),
         text(AT_HEAD_SQL),
+        *conditions,
     )
     statement = (
         insert(event)
@@ -53,6 +55,7 @@ def _compiled_insert() -> str:
 
 
 APPEND_SQL: Final = _compiled_insert()
+_APPEND_IN_SCOPE_SQL: Final = _compiled_insert(OWN)
 
 
 class Prepared(NamedTuple):
@@ -64,6 +67,8 @@ class Prepared(NamedTuple):
     occurred_at: datetime
     recorded_at: datetime
     parameters: dict[str, Any]
+    sql: str = APPEND_SQL
+    scope: Scope | None = None
 
     def __repr__(self) -> str:
         return f"<Prepared of session {shown(self.session_id)}>"
@@ -96,8 +101,10 @@ def prepare(
     recorded_at: datetime | None = None,
     *,
     redact: Redact | None = None,
+    scope: Scope | None = None,
 ) -> Prepared:
     """Check and encode an event, recorded now or, when it is imported, at `recorded_at`; what `redact` gives, if there is one.
+    With a scope it is for a session of that alone.
 
     Raises `InvalidEvent`, `SessionNotFound` for an id that no session can have, `RedactionFailed`.
     """
@@ -133,7 +140,11 @@ def prepare(
         given["run_id"],
         given["payload_ref"],
     )
-    return Prepared(parameters["session_id"], payload, len(encoded), occurred_at, recorded_at, parameters)
+    if scope is None:
+        return Prepared(parameters["session_id"], payload, len(encoded), occurred_at, recorded_at, parameters)
+    parameters |= scope._asdict()
+    named = parameters["session_id"]
+    return Prepared(named, payload, len(encoded), occurred_at, recorded_at, parameters, _APPEND_IN_SCOPE_SQL, scope)
 
 
 def checked_moment(moment: datetime) -> int:
@@ -159,7 +170,7 @@ def _checked_seq(value: int) -> int:
 def append(db: Database, prepared: Prepared) -> Event:
     """Append one event, committed when this returns."""
     try:
-        rows = db.execute_alone(APPEND_SQL, prepared.parameters, prepared.payload_bytes)
+        rows = db.execute_alone(prepared.sql, prepared.parameters, prepared.payload_bytes)
     except ConstraintRefused:
         rows = []
     return prepared.stored(*rows[0]) if rows else settle(db, prepared)
@@ -214,7 +225,7 @@ def insert_one(conn: Connection, prepared: Prepared) -> Event:
     """Append inside your transaction. An error leaves the transaction as it was before."""
     cursor = conn.connection.cursor()
     try:
-        rows = cursor.execute(APPEND_SQL, prepared.parameters).fetchall()
+        rows = cursor.execute(prepared.sql, prepared.parameters).fetchall()
     except conn.dialect.loaded_dbapi.IntegrityError:
         rows = []
     finally:
@@ -230,6 +241,8 @@ def insert_one(conn: Connection, prepared: Prepared) -> Event:
 def _settle(conn: Connection, prepared: Prepared) -> Event | None:
     """Why an append inserted nothing: the event that stands already, or an error. None: nothing is in its way."""
     given = prepared.parameters
+    if prepared.scope is not None:
+        known_in_scope(conn, prepared.scope, prepared.session_id)
     row = row_of(conn, prepared.session_id)
     standing = _standing(conn, row.id, prepared)
     if standing is not None:

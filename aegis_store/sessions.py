@@ -69,6 +69,8 @@ IN_SCOPE: Final = and_(
 """Of an outer join with sessions: those of the scope whose `tenant` and `owner` are given."""
 
 OWN: Final = and_(session.c.tenant == bindparam("tenant"), session.c.owner == bindparam("owner"))
+"""The same where sessions are what is looked for."""
+
 _IN_SCOPE: Final = select(session.c.id).where(session.c.session_id == bindparam("name"), OWN)
 _IDS_IN_SCOPE: Final = select(session.c.session_id).where(NAMED, OWN).order_by(session.c.id)
 _KEY_IN_SCOPE: Final = select(session.c.id).where(session.c.id == bindparam("key"), OWN)

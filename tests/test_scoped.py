@@ -3,6 +3,9 @@
 import asyncio
 import functools
 import inspect
+import random
+import re
+import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,6 +22,7 @@ from aegis_store import (
     EventsMissed,
     EventStore,
     EventsTruncated,
+    InvalidEvent,
     InvalidInput,
     InvalidSession,
     NewEvent,
@@ -161,8 +165,10 @@ def test_what_others_have_is_as_what_never_was(mine: Any, store: EventStore, nam
 
 def test_what_is_asked_wrongly_tells_no_more_of_others_than_of_nobody(mine: Any) -> None:
     for foreign in ("evil-ci-1", "nobody"):
+        with pytest.raises(InvalidEvent):
+            mine.append(foreign, "t", float("nan"))
         with pytest.raises(SessionNotFound):
-            mine.append(foreign, "", float("nan"))
+            mine.append(foreign, "t", "x" * 1_048_600)  # over max_event_bytes
         with pytest.raises(SessionNotFound):
             mine.update_session(foreign, max_events=0)
         with pytest.raises(SessionNotFound):
@@ -378,6 +384,23 @@ def test_work_does_not_grow_with_the_events_of_others(store: EventStore, look: C
     few = vm_steps(store, lambda: look(mine))
     crowd(store, 5000)
     assert vm_steps(store, lambda: look(mine)) <= few + 100  # trees grow by a level
+
+
+def test_looking_for_what_was_removed_does_not_grow_with_the_events_of_others_either(store: EventStore) -> None:
+    mine = store.scoped(**ACME)
+    mine.create_session("s", max_events=1)
+    for number in range(3):
+        mine.append("s", "t", number)
+    crowd(store, 1500)
+
+    def look() -> object:
+        store.update_session("crowd", max_events=1)
+        store.update_session("crowd", max_events=UNLIMITED)
+        return mine.read_all(after_position=1, on_gap="skip")
+
+    few = vm_steps(store, look)
+    crowd(store, 5000)
+    assert vm_steps(store, look) <= few + 100
 
 
 def test_a_cursor_beyond_the_store_is_ahead_in_a_scope_too(mine: Any) -> None:
@@ -601,3 +624,66 @@ def test_sessions_that_look_alike_are_each_their_own(store: EventStore) -> None:
 def test_what_can_be_no_id_is_no_session(mine: Any, wrong: Any) -> None:
     with pytest.raises(SessionNotFound):
         mine.get_session(wrong)
+
+
+# All of it at once
+
+
+def steps_of(chance: random.Random, count: int) -> list[tuple[str, dict[str, Any]]]:
+    """Calls of one tenant, some of them in vain."""
+    names = [f"run-{number}" for number in range(4)] + ["theirs", "nobody"]
+    made = []
+    for _ in range(count):
+        name = chance.choice(names)
+        made.append(
+            chance.choice(
+                [
+                    ("append", {"session_id": name, "type": "t", "payload": chance.random(), "event_id": chance.choice("abc")}),
+                    ("append", {"session_id": name, "type": "t", "payload": 1, "expected_seq": chance.randrange(4)}),
+                    ("append_many", {"session_id": name, "events": [NewEvent(type="u", payload=n) for n in range(3)]}),
+                    ("create_session", {"session_id": chance.choice(names[:4])}),
+                    ("set_status", {"session_id": name, "status": chance.choice(["running", "failed", "idle"])}),
+                    ("update_session", {"session_id": name, "max_events": chance.randrange(1, 6), "metadata": {"n": name}}),
+                    ("update_session", {"session_id": name, "hold": chance.random() < 0.3}),
+                    ("delete_session", {"session_id": name}),
+                    ("get_session", {"session_id": name}),
+                    ("read", {"session_id": name, "after_seq": chance.randrange(8)}),
+                    ("list_sessions", {"limit": 1000}),
+                    ("read_all", {}),
+                    ("plan_prune", {"policy": RetentionPolicy(max_bytes=chance.randrange(1, 40))}),
+                    ("prune", {}),
+                ]
+            )
+        )
+    return made
+
+
+def outcome(store: ScopedStore, name: str, options: dict[str, Any]) -> str:
+    """What came of a call, without what says where in the store and when."""
+    try:
+        found = getattr(store, name)(**options)
+    except AegisStoreError as error:
+        return repr(told(error, "-"))
+    if name == "plan_prune":
+        found = [(each.session_id, each.first_seq, each.keep_from_seq, each.bytes) for each in found.truncations]
+    if name == "list_sessions":
+        found = found.sessions
+    said = re.sub(r"datetime.datetime\(.*?\)|position=\d+|duration_s=[\d.e-]+", "…", repr(found))
+    return re.sub(r"tzinfo=…|…, …", "…", said)
+
+
+def test_a_tenant_in_a_crowd_meets_what_he_meets_alone(tmp_path: Path, template: Path, chance: random.Random) -> None:
+    shutil.copyfile(template, tmp_path / "alone.db")
+    shutil.copyfile(template, tmp_path / "crowd.db")
+    with (
+        EventStore.open(tmp_path / "alone.db", durability="process") as alone,
+        EventStore.open(tmp_path / "crowd.db", durability="process") as crowded,
+    ):
+        crowded.create_session("theirs", **OTHERS[1], max_events=2)
+        for number, (name, options) in enumerate(steps_of(chance, 300)):
+            crowded.append("theirs", "t", number)
+            if number % 20 == 0:
+                crowded.create_session(f"theirs-{number}", **OTHERS[0], status="failed")
+                crowded.append(f"theirs-{number}", "t", number)
+            expected = outcome(alone.scoped(**ACME), name, options)
+            assert outcome(crowded.scoped(**ACME), name, options) == expected, (number, name, options)

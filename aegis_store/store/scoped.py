@@ -3,6 +3,7 @@
 A method that names a session first looks whether the scope has it, and is `SessionNotFound` then and there if not. So what
 belongs to others takes the same way as what does not exist, and no method can forget it: those that are not listed here are
 not there. That it looks first, and acts in a transaction of its own, is no gap: an id that is a scope's stays the scope's.
+(An append asks in its one statement.)
 """
 
 import functools
@@ -13,11 +14,12 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Concatenate, Literal, NoReturn, ParamSpec, Self, TypeVar, overload
 
-from aegis_store import follow, read, sessions
+from aegis_store import append, follow, read, sessions
 from aegis_store.database import Database
 from aegis_store.errors import InvalidInput, InvalidSession, OutOfScope, shown
 from aegis_store.events import Event, EventsMissed, Json, Session, SessionPage, StorePage, Unlimited
 from aegis_store.follow import Following
+from aegis_store.metrics import now_ns
 from aegis_store.read import OnGap
 from aegis_store.retention import find, limits
 from aegis_store.retention.plan import PrunePlan
@@ -174,7 +176,26 @@ class ScopedStore:
 
     # Events
 
-    append = _of_session(Parts.append)
+    def append(
+        self,
+        session_id: str,
+        type: str,
+        payload: Json,
+        *,
+        event_id: str | None = None,
+        expected_seq: int | None = None,
+        occurred_at: datetime | None = None,
+        run_id: str | None = None,
+        payload_ref: str | None = None,
+    ) -> Event:
+        """As `EventStore.append`, in as much time: the one statement says whose session it must be."""
+        began_ns = now_ns()
+        db = self._db
+        given = (session_id, type, payload, event_id, expected_seq, occurred_at, run_id, payload_ref)
+        event = append.append(db, append.prepare(*given, redact=db.redact, scope=self._scope))
+        db.metrics.appended(began_ns)
+        return event
+
     append_many = _of_session(Parts.append_many)
     read = _of_session(Parts.read)
 
