@@ -58,6 +58,7 @@ OF_THE_WHOLE_STORE: dict[str, Callable[[Any], Any]] = {
     "reclaim": lambda store: store.reclaim(max_seconds=1),
     "import_lines": lambda store: store.import_lines("some.jsonl"),
     "import_aegis": lambda store: store.import_aegis("some.json", rest="rest.json"),
+    "backup": lambda store: store.backup("backup.db"),
     "overview": lambda store: store.overview(),
     "stats": lambda store: store.stats(),
     "health": lambda store: store.health(),
@@ -65,7 +66,7 @@ OF_THE_WHOLE_STORE: dict[str, Callable[[Any], Any]] = {
     "scoped": lambda store: store.scoped(**OTHERS[0]),
 }
 FOR_EVERYBODY = {"retention_policy", "close"}
-OF_A_FILE = {"open", "upgrade", "compact", "sqlite_version"}  # they are asked of the class, with a path
+OF_A_FILE = {"open", "upgrade", "compact", "doctor", "restore", "sqlite_version"}  # they are asked of the class, with a path
 
 
 def names(of: type) -> set[str]:
@@ -213,6 +214,18 @@ def test_what_concerns_all_is_refused_by_name(mine: Any, store: EventStore, name
         OF_THE_WHOLE_STORE[name](mine)
     assert refused.value.method == name
     assert (of_others(store), store.retention_policy()) == before
+
+
+def test_a_redact_hook_sees_what_a_scope_appends(path: Path) -> None:
+    def redact(session_id: str, type: str, payload: Any) -> Any:
+        return {**payload, "key": "(removed)"}
+
+    with EventStore.open(path, durability="process", redact=redact) as store:
+        mine = store.scoped(**ACME)
+        mine.create_session("s")
+        mine.append("s", "t", {"key": "secret"})
+        mine.append_many("s", [NewEvent(type="t", payload={"key": "secret"})])
+        assert [event.payload for event in mine.read("s").events] == [{"key": "(removed)"}] * 2
 
 
 # New sessions
