@@ -86,7 +86,8 @@ class ScopedStore:
     - `list_sessions`, `read_all`, `follow`, `plan_prune`, `prune` and `export` concern the sessions of the scope.
     - `retention_policy` is that of the store, which holds here too.
     - `OutOfScope` is raised by what concerns the whole store: `set_retention_policy`, `plan_policy`, `prune_history`,
-      `reclaim`, `import_lines`, `import_aegis`, `backup`, `overview`, `stats`, `health`, `verify`, and `scoped` for another scope.
+      `reclaim`, `import_lines`, `import_aegis`, `backup`, `overview`, `stats`, `health`, `verify`, and `scoped`
+      for another scope.
     - `close`, and leaving it as a context manager, does nothing: it ends with the store that it is of.
 
     Positions, and cursors, are those of the store: they tell how much others write, and when, but not what. Damage to what
