@@ -19,6 +19,7 @@ from aegis_store import payload as payloads
 from aegis_store.database import Database
 from aegis_store.errors import AegisStoreError, FileUnavailable, InvalidEvent, StoreBusy, shown
 from aegis_store.events import Event, Json, Status
+from aegis_store.json_problem import said_of
 from aegis_store.redaction import Redact, redacted
 from aegis_store.schema import event
 from aegis_store.settings import GROUP_BYTES, GROUP_STATEMENTS, RECORD_FLUSH_S
@@ -152,7 +153,7 @@ def _payload_of(received: Received) -> dict[str, Json]:
     except RecursionError:
         raise _refused("is nested too deeply") from None
     except ValueError as error:
-        raise _refused("is empty" if not received.content.strip() else f"is no JSON ({error})") from None
+        raise _refused("is empty" if not received.content.strip() else f"is no JSON ({said_of(error)})") from None
     if not isinstance(payload, dict):
         raise _refused(f"must be a JSON object, not {type(payload).__name__}")
     return payload

@@ -118,14 +118,24 @@ def _content(payload: str | None, file: Path | None) -> bytes:
 def _decoded(content: bytes, where: str) -> "Json":
     from aegis_store import payload as payloads
     from aegis_store.errors import InvalidInput
+    from aegis_store.json_problem import said_of
 
     try:
         return payloads.decode(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise InvalidInput(f"{where} is no UTF-8") from None
     except ValueError as error:
-        problem = str(error) if content.strip() else "it is empty"
-        raise InvalidInput(f"{where} is no JSON ({problem}); a text needs its quotes, '\"text\"'") from None
+        problem = said_of(error) if content.strip() else "it is empty"
+        raise InvalidInput(f"{where} is no JSON ({problem}){_advice(content, where)}") from None
+
+
+def _advice(content: bytes, where: str) -> str:
+    """What the shell has most likely to do with it."""
+    if where != "PAYLOAD" or b'"' in content or not content.strip():
+        return ""
+    if content.lstrip()[:1] in (b"{", b"["):
+        return '; the shell takes double quotes away: put single quotes around it all, \'{"name": "text"}\''
+    return "; a text needs double quotes, and single ones for the shell, '\"text\"'"
 
 
 def _moment(text: Any, where: str) -> datetime:

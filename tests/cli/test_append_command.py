@@ -90,20 +90,45 @@ def test_appending_prunes_nothing(run: Run, filled: Path) -> None:
     ("payload", "word"),
     [
         (b"", "stdin is no JSON (it is empty)"),
-        (b"text", '"text"'),
+        (b"text", "column 1, at 'text': a value is missing"),
+        (b'{"a": 1,\n "b" 2}', "line 2, column 6, at '2}': a colon is missing"),
+        (b'["a" "b"]', "column 6, at '\"b\"]': a comma or the closing bracket is missing"),
+        (b'{"a": ', "at its end: a value is missing"),
+        (b'{"a": 1', "at its end: a comma or the closing bracket is missing"),
+        (b'["a', "column 2, at '\"a': a text begins that has no closing quote"),
+        (b'"a\nb"', "line 1, column 3, at '\\nb\"': a line break or control character stands in a text"),
+        (b'"C:\\q"', "there is no such escape: write a backslash twice"),
+        (b'"\\u12"', "the escape \\u needs four hexadecimal digits"),
         (b"NaN", "NaN is not JSON"),
         (b"1e999", "inf"),
         (b"\xff", "no UTF-8"),
-        (b"{} {}", "Extra data"),
+        (b"{} {}", "the document has ended, and more follows"),
         (b"[" * 300 + b"]" * 300, "200 levels"),
         (b"[" * 100_000, "nested too deeply"),
-        (b"1" * 5000, "4300 digits"),
+        (b"1" * 5000, "over 4,300 digits"),
         (b'"' + b"x" * 1_100_000 + b'"', "over the limit of 1,048,576"),
     ],
 )
 def test_a_payload_that_cannot_be_stored_is_told_in_one_line(run: Run, filled: Path, payload: bytes, word: str) -> None:
     refused(run("append", "run-1", "note", stdin=payload), word)
     assert events(filled) == []
+
+
+@pytest.mark.parametrize(
+    ("payload", "problem", "advice"),
+    [
+        ("{bad", "column 2, at 'bad': a name in double quotes is missing", "the shell takes double quotes away"),
+        ("{bad: 1}", "a name in double quotes is missing", "put single quotes around it all"),
+        ("text", "a value is missing", "a text needs double quotes, and single ones for the shell"),
+        ('{"a": }', "column 7, at '}': a value is missing", None),
+    ],
+)
+def test_the_advice_fits_what_the_shell_did_to_a_payload(
+    run: Run, filled: Path, payload: str, problem: str, advice: str | None
+) -> None:
+    done = run("append", "run-1", "note", payload)
+    refused(done, f"PAYLOAD is no JSON ({problem}" if problem.startswith("column") else problem, advice or problem)
+    assert (";" in done.stderr) == (advice is not None)
 
 
 def test_lines_come_in_in_order_as_one_batch(run: Run, filled: Path) -> None:
