@@ -52,11 +52,15 @@ class _Hook(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class FlushReport:
-    """What a flush did: how many events came in, which files were set aside, how many events wait still."""
+    """What a flush did: how many events came in, which files were set aside, how many events wait still.
+
+    `stuck` are files that cannot be read or removed, with the reason: they wait on, and hold up no others.
+    """
 
     recorded: int = 0
     rejected: list[Path] = field(default_factory=list)
     waiting: int = 0
+    stuck: dict[Path, str] = field(default_factory=dict)
 
 
 def record(
@@ -72,10 +76,10 @@ def record(
     """
     hook = _read(received, redact)
     with _opened(target, busy_timeout_ms, redact) as db:
-        spool = Spool(target)
+        spool, report = Spool(target), FlushReport()
         if spool.waiting():
-            _bring_in(db, spool, FlushReport(), until_s=time.monotonic() + RECORD_FLUSH_S)
-            if only_in_order and spool.waiting():
+            _bring_in(db, spool, report, until_s=time.monotonic() + RECORD_FLUSH_S)
+            if only_in_order and not report.stuck.keys() >= set(spool.waiting()):
                 raise StoreBusy(store=str(target), waited_ms=0, detail="has earlier events in its spool, which come in first")
         with db.write() as conn:
             return _take(conn, hook)
@@ -88,9 +92,10 @@ def flush(
 
     Some at a time in a transaction; their files go after it is committed, so that a flush may be interrupted at any point, and
     run again. (An event whose flush was killed between the two, and that was pruned before the next, would come in again.)
-    Events that this store will never take are set aside. Two flushes at once take turns. Where nothing waits, the store is
-    not opened. Raises what opening and writing a store raise, and `FileUnavailable` when the spool cannot be read or changed,
-    and `RedactionFailed`: what waits is then left as it is.
+    Events that this store will never take are set aside; a file that cannot be read or removed waits on, see
+    `FlushReport.stuck`. Two flushes at once take turns. Where nothing waits, the store is not opened. Raises what opening and
+    writing a store raise, and `FileUnavailable` when the spool cannot be read or changed, and `RedactionFailed`: what waits is
+    then left as it is.
     """
     spool, report = Spool(target), FlushReport()
     if theirs := spool.of_another_user():
@@ -235,7 +240,7 @@ def _bring_in_all(
     db: Database, spool: Spool, report: FlushReport, until_s: float | None, on_progress: OnFlushed | None
 ) -> None:
     done = 0
-    while files := spool.waiting():  # again, for those that came meanwhile
+    while files := [file for file in spool.waiting() if file not in report.stuck]:  # again, for those that came meanwhile
         rest = files
         while rest:
             group, rest = _next_group(rest)
@@ -269,6 +274,8 @@ def _bring_in_group(db: Database, spool: Spool, files: list[Path], report: Flush
             hooks[file] = _read(read(file), db.redact)
         except FileNotFoundError:  # somebody took it away
             continue
+        except OSError as error:  # damaged, or another user's
+            report.stuck[file] = error.strerror or str(error)
         except (ValueError, *REFUSED) as error:
             refused[file] = str(error)
     with db.write() as conn:
@@ -279,9 +286,14 @@ def _bring_in_group(db: Database, spool: Spool, files: list[Path], report: Flush
             except REFUSED as error:
                 refused[file] = str(error)
     recorded = [file for file in hooks if file not in refused]
-    spool.remove(recorded)
+    for file, problem in spool.remove(recorded).items():
+        report.stuck[file] = f"it is recorded, but cannot be removed: {problem.strerror}"
     report.recorded += len(recorded)
-    report.rejected += [spool.reject(file, reason) for file, reason in refused.items()]
+    for file, reason in refused.items():
+        try:
+            report.rejected.append(spool.reject(file, reason))
+        except OSError as error:
+            report.stuck[file] = f"it cannot be set aside: {error.strerror}; {reason}"
 
 
 @contextmanager

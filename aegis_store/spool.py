@@ -130,12 +130,17 @@ class Spool:
         place = next((place for place in self.places if place.is_dir()), None)
         return FileLock(place and place / "lock", mode=0o600)
 
-    def remove(self, files: list[Path]) -> None:
-        """Remove the files of those that were recorded, durably. Raises `OSError`."""
+    def remove(self, files: list[Path]) -> dict[Path, OSError]:
+        """Remove the files of those that were recorded, durably; those that cannot be, and why. Raises `OSError`."""
+        stuck: dict[Path, OSError] = {}
         for file in files:
-            file.unlink(missing_ok=True)
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                stuck[file] = error
         for place in {file.parent for file in files}:
             sync_directory(place)
+        return stuck
 
     def reject(self, file: Path, reason: str) -> Path:
         """Set a file aside, with the reason if it can be read. Raises `OSError`; then it stays where it is."""
@@ -150,12 +155,12 @@ class Spool:
         return aside
 
     def sweep(self) -> None:
-        """Remove what processes left behind that were killed while they wrote. Raises `OSError`."""
+        """Remove what processes left behind that were killed while they wrote, as far as it can be."""
         oldest_s = time.time() - ORPHAN_AGE_S
         for place in self.places:
             for directory in (place, place / "rejected"):
                 for draft in _files(directory, ".tmp"):
-                    with suppress(FileNotFoundError):
+                    with suppress(OSError):  # gone, or another user's: it is in nobody's way
                         if draft.stat().st_mtime < oldest_s:
                             draft.unlink()
 

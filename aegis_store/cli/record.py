@@ -1,6 +1,7 @@
 """The command `record`: what a coding agent calls at each of its hooks."""
 
 import gc
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -120,12 +121,12 @@ def _record(
 
     outcome = recorded_or_kept(place, received, attempt, without_secrets) if lenient else attempt(received)
     if isinstance(outcome, Kept):
-        _tell(outcome)
+        _tell(outcome, place)
     elif as_json:
         show_json(event_fields(outcome))
 
 
-def _tell(kept: "Kept") -> None:
+def _tell(kept: "Kept", place: str) -> None:
     from aegis_store.cli.terminal import printable
 
     if kept.file is None:
@@ -134,4 +135,6 @@ def _tell(kept: "Kept") -> None:
         said = f"an event was set aside in {kept.file}: {kept.reason}"
     else:
         said = f"an event waits in {kept.file.parent}: {kept.reason}"
+        if os.path.isdir(place):
+            said += ". No call with this --db will bring it in: move what waits to NAME-spool beside the file NAME"
     print(f"aegis-store: {printable(said)}", file=sys.stderr)  # noqa: T201

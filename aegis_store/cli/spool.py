@@ -58,7 +58,7 @@ def flush(
     """Bring in what waits, in order, each event once.
 
     It may be interrupted and run again, and run beside others. What the store will never take is set aside and named; the
-    exit code is then 7.
+    exit code is then 7. A file that cannot be read or removed is named too, and waits on; the exit code is then 1.
 
     Example: aegis-store spool flush --db agents.db
     """
@@ -78,22 +78,27 @@ def flush(
         )
     if as_json:
         rejected = [str(file) for file in report.rejected]
-        show_json({"recorded": report.recorded, "rejected": rejected, "waiting": report.waiting})
+        stuck = {str(file): reason for file, reason in report.stuck.items()}
+        show_json({"recorded": report.recorded, "rejected": rejected, "waiting": report.waiting, "stuck": stuck})
     else:
         _show_report(report)
+    if report.stuck:
+        return exits.FAILED
     return exits.NOT_ALL_IMPORTED if report.rejected else exits.DONE
 
 
 def _show_report(report: "FlushReport") -> None:
     from aegis_store.cli.terminal import plural, show, show_prose
 
-    if not report.recorded and not report.rejected:
+    if not report.recorded and not report.rejected and not report.stuck:
         show("No event waits.")
         return
     show(f"{plural(report.recorded, 'event')} brought in.")
     if report.rejected:
         show_prose(f"{plural(len(report.rejected), 'event')} set aside; `aegis-store spool show` tells why:")
         show(*(f"  {file}" for file in report.rejected))
+    for file, reason in report.stuck.items():
+        show_prose(f"{file} waits on: {reason}")
 
 
 def _show(waiting: list[Path], rejected: list[Path]) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,15 @@ def test_whatever_is_the_matter_with_the_store_the_event_waits_and_the_store_is_
     assert types(path) == ["PreToolUse"]
 
 
+def test_an_event_for_a_directory_waits_and_how_it_comes_in_is_told(run: Run, path: Path, tmp_path: Path) -> None:
+    (tmp_path / "stores").mkdir()
+    done = run("record", "--lenient", "--db", "stores", stdin=hook())
+    spooled(done, "an event waits in", "directory", "move what waits to NAME-spool beside the file NAME")
+    (tmp_path / "stores-spool").rename(tmp_path / "stores" / "agents.db-spool")
+    assert run("spool", "flush", "--db", "stores/agents.db").stdout == "1 event brought in.\n"
+    assert types(tmp_path / "stores" / "agents.db") == ["PreToolUse"]
+
+
 def test_an_event_waits_in_the_state_directory_where_nothing_can_be_written_beside_the_store(
     run: Run, path: Path, state: Path
 ) -> None:
@@ -394,8 +404,8 @@ def spool_some(run: Run, path: Path, *sent: bytes) -> None:
 def test_a_flush_says_what_it_did(run: Run, path: Path) -> None:
     spool_some(run, path, hook("a"), hook("b"))
     done = run("spool", "flush", "--json")
-    assert (done.returncode, json.loads(done.stdout)) == (0, {"recorded": 2, "rejected": [], "waiting": 0})
-    assert json.loads(run("spool", "flush", "--json").stdout) == {"recorded": 0, "rejected": [], "waiting": 0}
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"recorded": 2, "rejected": [], "waiting": 0, "stuck": {}})
+    assert json.loads(run("spool", "flush", "--json").stdout) == {"recorded": 0, "rejected": [], "waiting": 0, "stuck": {}}
 
 
 def test_a_flush_with_nothing_to_do_makes_no_store(run: Run, tmp_path: Path) -> None:
@@ -443,8 +453,59 @@ def test_what_is_no_file_in_the_spool_is_neither_waited_for_nor_in_the_way(run: 
     (spool / "1.json").mkdir()
     (spool / "2.json").symlink_to("2.json")
     silent(run("record", "--lenient", stdin=hook("b")))
-    assert json.loads(run("spool", "flush", "--json").stdout) == {"recorded": 0, "rejected": [], "waiting": 0}
+    assert json.loads(run("spool", "flush", "--json").stdout) == {"recorded": 0, "rejected": [], "waiting": 0, "stuck": {}}
     assert types(path) == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", ["read", "removed", "set aside"])
+def test_a_file_that_cannot_be_read_or_moved_waits_on_and_holds_up_no_other(
+    run: Run, path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from aegis_store import recording, spool
+    from aegis_store.target import Target
+
+    spool_some(run, path, hook("a"), hook("b"))
+    theirs = min(path.with_name("aegis.db-spool").glob("*.json"))
+    if kind == "set aside":
+        theirs.write_text("{")
+    does = {"read": "read_bytes", "removed": "unlink", "set aside": "rename"}[kind]
+    module, name = (os, "replace") if kind == "set aside" else (Path, does)
+    original = getattr(module, name)
+
+    def refused(file: Path, *arguments: Any, **options: Any) -> Any:
+        if file == theirs:
+            raise PermissionError(13, "Permission denied", str(file))
+        return original(file, *arguments, **options)
+
+    monkeypatch.setattr(module, name, refused)
+    received = spool.Received(
+        content=hook("c"),
+        event_id="c",
+        received_at=datetime.now(UTC),
+        session_field="session_id",
+        type_field="hook_event_name",
+        tenant="default",
+        owner="default",
+    )
+    recording.record(Target.of(path), received, busy_timeout_ms=1000, only_in_order=True)
+    assert types(path) == (["a", "b", "c"] if kind == "removed" else ["b", "c"])
+    report = recording.flush(Target.of(path), busy_timeout_ms=1000)
+    assert (list(report.stuck), report.waiting) == ([theirs], 1)
+    assert "Permission denied" in report.stuck[theirs]
+    monkeypatch.undo()
+    assert run("spool", "flush").returncode == (7 if kind == "set aside" else 0)
+    assert types(path).count("a") == (kind != "set aside")
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="permissions")
+def test_a_flush_names_the_file_that_it_cannot_read(run: Run, path: Path) -> None:
+    spool_some(run, path, hook("a"), hook("b"))
+    theirs = min(path.with_name("aegis.db-spool").glob("*.json"))
+    theirs.chmod(0)
+    done = run("spool", "flush")
+    assert (done.returncode, types(path)) == (1, ["b"])
+    assert "1 event brought in." in done.stdout
+    assert "waits on: Permission denied" in " ".join(done.stdout.split())
 
 
 def test_an_event_that_was_set_aside_comes_in_once_its_file_is_moved_back(run: Run, path: Path) -> None:
