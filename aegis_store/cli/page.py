@@ -42,7 +42,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td { padding: .2rem 1rem .2rem 0; vertical-align: top; border-top: 1px solid var(--line); white-space: nowrap; }
 td:first-child { text-align: right; color: var(--soft); }
 td:last-child { white-space: normal; overflow-wrap: anywhere; font-family: ui-monospace, monospace; font-size: 12px; }
-footer { color: var(--soft); }
+footer { color: var(--soft); margin-top: 1rem; }
 """
 
 

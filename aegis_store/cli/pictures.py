@@ -20,6 +20,8 @@ _TWO_COLUMNS_FROM: Final = 120
 _BETWEEN_COLUMNS: Final = 4
 _LONGEST_BAR: Final = 48
 _SHORTEST_BAR: Final = 6
+_TIME: Final = len("2026-11-25 12:00:00")
+_TABLE_FROM: Final = 3 * _TIME
 _STYLES: Final = {"plain": "cyan", "full": "red", "gone": "yellow"}
 
 
@@ -217,10 +219,15 @@ class _Room:
 
 
 def _table(rows: list[tuple[str, ...]], width: int, fit: Callable[[str, int], str]) -> Iterator[str]:
-    """Lines of a table, whose first column is for numbers."""
+    """Lines of a table, whose first column is for numbers. No time is cut off: on a narrow terminal a row takes two lines."""
     from rich.cells import cell_len
 
-    columns = [min(max(map(cell_len, column)), max(width // 4, 4)) for column in list(zip(*rows, strict=True))[:-1]]
+    if width < _TABLE_FROM:
+        for head in rows:
+            yield fit(f"  {'  '.join(head[:2])}", width).rstrip()
+            yield fit(f"    {'  '.join(head[2:])}", width).rstrip()
+        return
+    columns = [min(max(map(cell_len, column)), max(width // 4, _TIME)) for column in list(zip(*rows, strict=True))[:-1]]
     left = max(width - 2 - sum(columns) - 2 * len(columns), 0)
     for number, *others, last in rows:
         parts = [f"{number:>{columns[0]}}", *map(fit, others, columns[1:]), fit(last, left)]

@@ -64,6 +64,12 @@ def test_what_is_printed_fits_the_terminal(run: Run, filled: Path, width: int) -
     assert width // 2 < max(map(cell_len, done.stdout.splitlines())) <= width
 
 
+@pytest.mark.parametrize("width", [40, 57, 70, 80])
+def test_the_times_of_the_last_events_are_whole_however_narrow_the_terminal(run: Run, filled: Path, width: int) -> None:
+    last = run("inspect", "run-42", COLUMNS=str(width)).stdout.partition("Last events\n")[2]
+    assert len(re.findall(r"^ +(?:39|4\d)  \d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:  .+|\n    \S.+)$", last, re.MULTILINE)) == 10
+
+
 @pytest.mark.parametrize("session", [(), (NAMES[0],), (NAMES[2],)], ids=["store", "bidi", "emoji"])
 def test_nothing_that_a_store_holds_reaches_the_terminal_as_anything_but_letters(
     run: Run, filled: Path, session: tuple[str, ...]
