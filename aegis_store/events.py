@@ -267,7 +267,8 @@ class Health:
     `file_bytes`, `wal_bytes`, `free_bytes` are on disk: the database, its write-ahead log, and empty pages in the former.
     `budget_used` is the part of `max_total_bytes` that payloads take (1.0: full); None without a budget.
     `maintained_at` is when a maintenance of any process was last at work; `maintenance_error` is what went wrong in the last
-    turn of this process's own, None if nothing did. `last_prune_*` tell of the newest run that left a row.
+    turn of this process's own, None if nothing did. `last_prune_*` tell of the newest run that left a row. `spooled_events`
+    wait in the spool of this user to be recorded, `rejected_events` were set aside there.
     """
 
     problems: tuple[str, ...]
@@ -281,6 +282,8 @@ class Health:
     maintenance_error: str | None
     last_prune_at: datetime | None
     last_prune_outcome: str | None
+    spooled_events: int
+    rejected_events: int
 
     @property
     def ok(self) -> bool:

@@ -1,10 +1,12 @@
-"""Whether the store is well: from its own row, the newest prune run and the sizes of its files. Looks at no session."""
+"""Whether the store is well: its own row, the newest prune run, its spool, the sizes of its files. Looks at no session."""
 
 from sqlalchemy import Connection, select
 
+from aegis_store.errors import plural
 from aegis_store.events import Health, from_us
 from aegis_store.retention.maintenance import MaintenanceState
 from aegis_store.schema import prune_run, store
+from aegis_store.spool import Spool
 from aegis_store.stats import free_bytes, size_of
 from aegis_store.target import Target
 
@@ -14,6 +16,8 @@ def health(conn: Connection, target: Target, maintenance: MaintenanceState | Non
     row = conn.execute(select(store)).one()
     last = conn.execute(select(prune_run).order_by(prune_run.c.id.desc()).limit(1)).one_or_none()
     error = maintenance.last_error if maintenance else None
+    spool = Spool(target)
+    waiting, rejected = len(spool.waiting()), len(spool.rejected())
     problems = []
     if error:
         problems.append(f"the last maintenance of this process failed: {error}")
@@ -22,6 +26,10 @@ def health(conn: Connection, target: Target, maintenance: MaintenanceState | Non
         problems.append(f"the store is {over:,} bytes over its budget (max_total_bytes): prune it, or raise the budget")
     if last is not None and (last.outcome or "").startswith("failed"):
         problems.append(f"the last prune, at {from_us(last.started_at).isoformat()}, {last.outcome}: see prune --history")
+    if waiting:
+        problems.append(f"{plural(waiting, 'event')} in the spool, not recorded yet: aegis-store spool flush brings them in")
+    if rejected:
+        problems.append(f"{plural(rejected, 'event')} set aside in the spool, not recorded: aegis-store spool show tells why")
     return Health(
         problems=tuple(problems),
         file_bytes=size_of(target, ""),
@@ -34,4 +42,6 @@ def health(conn: Connection, target: Target, maintenance: MaintenanceState | Non
         maintenance_error=error,
         last_prune_at=None if last is None else from_us(last.started_at),
         last_prune_outcome=None if last is None else last.outcome or "at work, or killed",
+        spooled_events=waiting,
+        rejected_events=rejected,
     )
