@@ -174,6 +174,10 @@ SCRATCH_AGE_S: Final = 3600.0
 # A `record` that finds events in the spool brings them in first, for so long: some thousand events. The agent waits for it.
 RECORD_FLUSH_S: Final = 1.0
 
+# A lenient `record` waits so long for what a hook sends. It is there at once; a caller that does not close its end would have
+# the agent wait for ever. Below the 9 s that the README gives the hook at the end of a session, with the two waits above.
+RECORD_STDIN_S: Final = 5.0
+
 # What a hook sends is read up to here. The store takes 16 MiB at the most; what is larger is set aside, as far as it goes.
 MAX_HOOK_BYTES: Final = 64 * 1024 * 1024
 

@@ -40,7 +40,9 @@ def append(
         typer.Option(metavar="FILE", help="Read from this file.", exists=True, dir_okay=False, show_default=False),
     ] = None,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Read an event a line, as `events --json` prints them.")] = False,
-    create: Annotated[bool, typer.Option("--create", help="Create the session, and the store, if there is none.")] = False,
+    create: Annotated[
+        bool, typer.Option("--create", help="Create the session, and the store and its directories, if there is none.")
+    ] = False,
     event_id: Annotated[
         str | None,
         typer.Option(metavar="EVENT_ID", help="The event's own id, which makes it harmless to repeat.", show_default=False),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _LENIENT_BUSY_TIMEOUT_S = 1.0
 _BUSY_TIMEOUT_S = 10.0
+_PIECE_BYTES = 64 * 1024
 
 
 def record(
@@ -43,13 +44,15 @@ def record(
 ) -> None:
     """Record a hook event of an agent, from stdin.
 
-    It is a JSON object, and is stored as it is. Its session is created if it is new, and so is the store. SessionStart and
-    UserPromptSubmit set the status running, SessionEnd completed. Nothing is pruned, and nothing printed.
+    It is a JSON object, and is stored as it is. Its session is created if it is new, and so is the store, with the directories
+    above it. SessionStart and UserPromptSubmit set the status running, SessionEnd completed. Nothing is pruned, and nothing
+    printed.
 
     With --lenient an event that cannot be recorded now (the store is busy, damaged or of another schema, the disk full …) is
     kept beside the store, in NAME-spool, or where that cannot be written in the state directory of the user. The next call
     brings in what waits, for up to a second, before its own event, so that the events of calls that follow each other stay
-    in order; `aegis-store spool flush` brings in all. What the store will never take is set aside, and named on stderr.
+    in order; `aegis-store spool flush` brings in all. What the store will never take is set aside, and named on stderr. If
+    stdin is still open after 5 s, what has come by then is taken for the event.
 
     With --redact, what is kept is redacted too. An event that cannot be redacted (it is no JSON, the hook fails or is not
     there) is not kept at all, since that would be in clear: with --lenient it is lost, and stderr says so.
@@ -62,7 +65,7 @@ def record(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _record(
-            _received(session_field, type_field, tenant, owner),
+            _received(_sent(lenient=lenient), session_field, type_field, tenant, owner),
             place_of(context, db),
             _busy_timeout_ms(busy_timeout, lenient=lenient),
             redact,
@@ -78,16 +81,46 @@ def _busy_timeout_ms(busy_timeout_s: float | None, *, lenient: bool) -> int:
     return int((default_s if busy_timeout_s is None else busy_timeout_s) * 1000)
 
 
-def _received(session_field: str, type_field: str, tenant: str, owner: str) -> "Received":
+def _sent(*, lenient: bool) -> bytes:
+    """What stands in stdin."""
+    from aegis_store.settings import MAX_HOOK_BYTES, RECORD_STDIN_S
+
+    if not sys.stdin or sys.stdin.isatty():
+        return b""  # a terminal has nothing to say, and no agent is to wait for it
+    if not lenient:
+        return sys.stdin.buffer.read(MAX_HOOK_BYTES)
+    content, is_whole = _read_for(sys.stdin.fileno(), MAX_HOOK_BYTES, RECORD_STDIN_S)
+    if not is_whole:
+        said = f"stdin is still open after {RECORD_STDIN_S:g} s: what has come until now is taken for the event"
+        print(f"aegis-store: {said}", file=sys.stderr)  # noqa: T201
+    return content
+
+
+def _read_for(descriptor: int, most_bytes: int, limit_s: float) -> tuple[bytes, bool]:
+    """What comes within that time, and whether it has ended by then."""
+    from threading import Thread
+
+    found = bytearray()
+
+    def read() -> None:
+        while len(found) < most_bytes and (piece := os.read(descriptor, min(_PIECE_BYTES, most_bytes - len(found)))):
+            found.extend(piece)
+
+    # A thread, since Windows cannot wait for a pipe; one that is left behind, since nothing ends its reading.
+    reader = Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(limit_s)
+    return bytes(found), not reader.is_alive()
+
+
+def _received(content: bytes, session_field: str, type_field: str, tenant: str, owner: str) -> "Received":
     from datetime import UTC, datetime
     from secrets import token_hex
 
-    from aegis_store.settings import MAX_HOOK_BYTES
     from aegis_store.spool import Received
 
     return Received(
-        # A terminal has nothing to say, and no agent is to wait for it.
-        content=sys.stdin.buffer.read(MAX_HOOK_BYTES) if sys.stdin and not sys.stdin.isatty() else b"",
+        content=content,
         event_id=token_hex(16),
         received_at=datetime.now(UTC),
         session_field=session_field,

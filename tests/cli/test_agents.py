@@ -16,12 +16,14 @@ from acp import PROTOCOL_VERSION, spawn_agent_process, text_block
 from acp.schema import RequestPermissionResponse
 
 from aegis_store import EventStore
+from aegis_store.settings import RECORD_FLUSH_S, RECORD_STDIN_S
 from tests.cli.conftest import Run
 
 TOP = Path(__file__).resolve().parents[2]
 README = (TOP / "README.md").read_text()
 SECTION = README.split("## Record from an agent\n")[1].split("\n## ")[0]
-SETTINGS = json.loads(re.findall(r"```json\n(.*?)```", SECTION, re.DOTALL)[0])["hooks"]
+PRINTING = SECTION.split("Claude Code records every hook")[1].split("```sh\n")[1].split("```")[0]
+SETTINGS = json.loads(subprocess.run(["sh", "-c", PRINTING], capture_output=True, check=True).stdout)["hooks"]
 
 COMMAND: str = SETTINGS["Stop"][0]["hooks"][0]["command"]
 
@@ -95,7 +97,7 @@ def test_the_settings_name_one_command_for_each_hook() -> None:
     hooks = [hook for groups in SETTINGS.values() for group in groups for hook in group["hooks"]]
     assert {(hook["type"], hook["command"]) for hook in hooks} == {("command", COMMAND)}
     assert all(set(group) == {"hooks"} for groups in SETTINGS.values() for group in groups)  # no matcher: all of them
-    assert hooks[-1]["timeout"] > 2
+    assert all(hook["timeout"] > RECORD_STDIN_S + RECORD_FLUSH_S + 2 for hook in hooks)
 
 
 def test_claude_code_with_these_settings_records_every_hook_as_it_was_sent(

@@ -201,6 +201,25 @@ def test_a_stdin_that_is_closed_is_told(path: Path) -> None:
         assert "is empty" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("sent", "word"), [(hook(), ""), (hook()[:-1], "at its end: a comma or the closing bracket is missing")]
+)
+def test_an_agent_that_leaves_stdin_open_does_not_wait_for_ever(run: Run, path: Path, sent: bytes, word: str) -> None:
+    command = [*COMMAND, "record", "--lenient", "--db", str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(sent)
+        process.stdin.flush()
+        assert process.wait(60) == 0
+        said = process.stderr.read().decode()
+    assert "stdin is still open after 5 s" in said
+    assert word in said
+    assert len(said.splitlines()) == (2 if word else 1)
+    with EventStore.open(path, read_only=True) as store:
+        assert store.stats().events == (0 if word else 1)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="terminals")
 def test_a_terminal_is_not_waited_for(path: Path) -> None:
     import pty
@@ -433,6 +452,20 @@ def test_what_the_store_turns_out_to_refuse_is_set_aside_and_stops_nothing(run: 
     assert types(path) == ["a", "c"]
     assert run("spool", "flush").returncode == 0
     assert len(shown(run)) == 3
+
+
+def test_what_waits_and_what_was_set_aside_is_shown_by_inspect_and_health(run: Run, path: Path) -> None:
+    assert "to look at" not in run("inspect").stdout
+    spool_some(run, path, hook("a"), hook("b"))
+    spooled(run("record", "--lenient", stdin=b"[]"), "set aside")
+    shown = " ".join(run("inspect").stdout.split())
+    assert "2 events in the spool, not recorded yet: aegis-store spool flush brings them in" in shown
+    assert "1 event set aside in the spool, not recorded: aegis-store spool show tells why" in shown
+    with EventStore.open(path, read_only=True) as store:
+        health = store.health()
+    assert (health.spooled_events, health.rejected_events, health.ok) == (2, 1, False)
+    run("spool", "flush")
+    assert json.loads(run("inspect", "--json").stdout)["health"]["spooled_events"] == 0
 
 
 @pytest.mark.parametrize("name", ["session_field", "type_field"])
