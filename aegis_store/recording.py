@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +19,7 @@ from aegis_store import append, creation, gate, sessions
 from aegis_store import payload as payloads
 from aegis_store.database import Database
 from aegis_store.errors import AegisStoreError, FileUnavailable, InvalidEvent, StoreBusy, shown
-from aegis_store.events import Event, Json, Status
+from aegis_store.events import Event, Json, Status, to_us
 from aegis_store.json_problem import said_of
 from aegis_store.redaction import Redact, redacted
 from aegis_store.schema import event
@@ -208,13 +209,16 @@ def _take(conn: Connection, hook: _Hook) -> Event:
 
 
 def _is_overtaken(conn: Connection, hook: _Hook) -> bool:
-    """Whether a later event that sets a status, too, was recorded before this one, which waited in the spool."""
+    """Whether a later event that sets a status, too, was recorded before this one, which waited in the spool.
+
+    Later than now is none: since it was recorded, the clock was set back.
+    """
     row = sessions.row_of(conn, hook.event.session_id)
     newest = select(event.c.type, event.c.occurred_at).where(
         event.c.session == row.id, event.c.seq > row.last_seq - _OVERTAKING_EVENTS
     )
-    occurred_us = hook.event.parameters["occurred_at"]
-    return any(later.occurred_at > occurred_us and status_after(later.type) for later in conn.execute(newest))
+    occurred_us, now_us = hook.event.parameters["occurred_at"], to_us(datetime.now(UTC))
+    return any(occurred_us < later.occurred_at <= now_us and status_after(later.type) for later in conn.execute(newest))
 
 
 def _bring_in(

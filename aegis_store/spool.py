@@ -11,6 +11,7 @@ tenant) is moved to the directory `rejected` in there, with the reason, and stay
 
 import base64
 import binascii
+import errno
 import json
 import os
 import time
@@ -222,6 +223,10 @@ def _files(directory: Path, suffix: str = _SUFFIX) -> list[Path]:
             ]
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself: nothing is in there
+            return []
+        raise
 
 
 def _put(directory: Path, name: str, text: str) -> Path:

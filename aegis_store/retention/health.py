@@ -16,9 +16,13 @@ def health(conn: Connection, target: Target, maintenance: MaintenanceState | Non
     row = conn.execute(select(store)).one()
     last = conn.execute(select(prune_run).order_by(prune_run.c.id.desc()).limit(1)).one_or_none()
     error = maintenance.last_error if maintenance else None
-    spool = Spool(target)
-    waiting, rejected = len(spool.waiting()), len(spool.rejected())
     problems = []
+    waiting = rejected = 0
+    try:
+        spool = Spool(target)
+        waiting, rejected = len(spool.waiting()), len(spool.rejected())
+    except OSError as problem:
+        problems.append(f"the spool cannot be read: {problem.strerror}")
     if error:
         problems.append(f"the last maintenance of this process failed: {error}")
     if row.max_total_bytes is not None and row.retained_bytes > row.max_total_bytes:

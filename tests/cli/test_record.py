@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -466,6 +466,41 @@ def test_what_waits_and_what_was_set_aside_is_shown_by_inspect_and_health(run: R
     assert (health.spooled_events, health.rejected_events, health.ok) == (2, 1, False)
     run("spool", "flush")
     assert json.loads(run("inspect", "--json").stdout)["health"]["spooled_events"] == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+def test_a_spool_that_is_a_link_to_itself_is_in_nobodys_way(run: Run, path: Path, state: Path) -> None:
+    path.with_name("aegis.db-spool").symlink_to("aegis.db-spool")
+    silent(run("record", "--lenient", stdin=hook("a")))
+    spool_some(run, path, hook("b"))
+    with EventStore.open(path, read_only=True) as store:
+        assert store.health().spooled_events == 1
+    silent(run("record", "--lenient", stdin=hook("c")))
+    assert types(path) == ["a", "b", "c"]
+
+
+def test_a_spool_that_cannot_be_read_is_a_problem_and_no_failure_of_health(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with EventStore.open(path) as store:
+        monkeypatch.setattr("aegis_store.spool._files", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        assert store.health().problems == ("the spool cannot be read: Input/output error",)
+
+
+def test_an_end_sets_the_status_although_the_clock_was_set_back(path: Path) -> None:
+    from aegis_store import recording, spool
+    from aegis_store.target import Target
+
+    for name, ahead in (("SessionStart", timedelta(hours=1)), ("SessionEnd", timedelta(0))):
+        received = spool.Received(
+            content=hook(name),
+            event_id=name,
+            received_at=datetime.now(UTC) + ahead,
+            session_field="session_id",
+            type_field="hook_event_name",
+            tenant="default",
+            owner="default",
+        )
+        recording.record(Target.of(path), received, busy_timeout_ms=1000)
+    assert status(path) == "completed"
 
 
 @pytest.mark.parametrize("name", ["session_field", "type_field"])
