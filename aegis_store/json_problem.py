@@ -1,12 +1,9 @@
-"""What is wrong with a text that is no JSON, and where, in words for whoever wrote it."""
+"""What is wrong with a text that is no JSON, and where, in words for whoever wrote it. What stands there is not shown."""
 
 import json
 from typing import Final
 
-from aegis_store.errors import shown
 from aegis_store.settings import MAX_INT_DIGITS
-
-_SHOWN_CHARACTERS: Final = 20
 
 _SAID: Final = (
     ("Expecting value", "a value is missing: text in double quotes, a number, true, false, null, [ or {"),
@@ -34,9 +31,7 @@ def said_of(error: ValueError) -> str:
 
 
 def _place(error: json.JSONDecodeError) -> str:
-    rest = error.doc[error.pos :]
-    if not rest.strip():
+    if not error.doc[error.pos :].strip():
         return "at its end"
-    found = shown(rest[:_SHOWN_CHARACTERS] + ("…" if len(rest) > _SHOWN_CHARACTERS else ""))
     line = f"line {error.lineno}, " if "\n" in error.doc.strip() else ""
-    return f"{line}column {error.colno}, at {found}"
+    return f"{line}column {error.colno}"

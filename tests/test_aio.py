@@ -170,6 +170,7 @@ def test_200_tasks_and_4_threads_lose_and_double_nothing(path: Path) -> None:
 
 def test_no_more_than_so_many_appends_wait_at_a_time(path: Path) -> None:
     async def steps(store: AsyncEventStore) -> None:
+        store._store._db._checkpointer.stop()  # on a SQLite with the WAL-reset bug it would stand in the line too
         await store.create_session("s", max_events=UNLIMITED)
         store._store._db.patience_s = WAIT_S
         line = store._store._db.turns._line

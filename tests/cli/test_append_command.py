@@ -90,13 +90,13 @@ def test_appending_prunes_nothing(run: Run, filled: Path) -> None:
     ("payload", "word"),
     [
         (b"", "stdin is no JSON (it is empty)"),
-        (b"text", "column 1, at 'text': a value is missing"),
-        (b'{"a": 1,\n "b" 2}', "line 2, column 6, at '2}': a colon is missing"),
-        (b'["a" "b"]', "column 6, at '\"b\"]': a comma or the closing bracket is missing"),
+        (b"text", "column 1: a value is missing"),
+        (b'{"a": 1,\n "b" 2}', "line 2, column 6: a colon is missing"),
+        (b'["a" "b"]', "column 6: a comma or the closing bracket is missing"),
         (b'{"a": ', "at its end: a value is missing"),
         (b'{"a": 1', "at its end: a comma or the closing bracket is missing"),
-        (b'["a', "column 2, at '\"a': a text begins that has no closing quote"),
-        (b'"a\nb"', "line 1, column 3, at '\\nb\"': a line break or control character stands in a text"),
+        (b'["a', "column 2: a text begins that has no closing quote"),
+        (b'"a\nb"', "line 1, column 3: a line break or control character stands in a text"),
         (b'"C:\\q"', "there is no such escape: write a backslash twice"),
         (b'"\\u12"', "the escape \\u needs four hexadecimal digits"),
         (b"NaN", "NaN is not JSON"),
@@ -117,10 +117,10 @@ def test_a_payload_that_cannot_be_stored_is_told_in_one_line(run: Run, filled: P
 @pytest.mark.parametrize(
     ("payload", "problem", "advice"),
     [
-        ("{bad", "column 2, at 'bad': a name in double quotes is missing", "the shell takes double quotes away"),
+        ("{bad", "column 2: a name in double quotes is missing", "the shell takes double quotes away"),
         ("{bad: 1}", "a name in double quotes is missing", "put single quotes around it all"),
         ("text", "a value is missing", "a text needs double quotes, and single ones for the shell"),
-        ('{"a": }', "column 7, at '}': a value is missing", None),
+        ('{"a": }', "column 7: a value is missing", None),
     ],
 )
 def test_the_advice_fits_what_the_shell_did_to_a_payload(

@@ -148,7 +148,7 @@ MALFORMED = [
     (b"", "is empty"),
     (b"  \n", "is empty"),
     (b"\x00\xff\xfe", "is no UTF-8"),
-    (b"not json", "is no JSON (column 1, at 'not json': a value is missing"),
+    (b"not json", "is no JSON (column 1: a value is missing"),
     (b"[1, 2]", "must be a JSON object, not list"),
     (b'"text"', "must be a JSON object, not str"),
     (b'{"session_id": "abc123"}', "has no 'hook_event_name'"),
@@ -165,7 +165,7 @@ MALFORMED = [
     (hook()[:-1] + b', "x": ' + b"[" * 250 + b"]" * 250 + b"}", "200 levels"),
     (b'{"x":' * 50_000, "nested too deeply"),
     (hook(tool_response="x" * 1_100_000), "over the limit of 1,048,576"),
-    (hook() + hook(), "is no JSON (column 267, at '{"),
+    (hook() + hook(), "is no JSON (column 267: the document has ended"),
 ]
 
 
