@@ -89,15 +89,15 @@ def _sent(*, lenient: bool) -> bytes:
         return b""  # a terminal has nothing to say, and no agent is to wait for it
     if not lenient:
         return sys.stdin.buffer.read(MAX_HOOK_BYTES)
-    content, is_whole = _read_for(sys.stdin.fileno(), MAX_HOOK_BYTES, RECORD_STDIN_S)
-    if not is_whole:
-        said = f"stdin is still open after {RECORD_STDIN_S:g} s: what has come until now is taken for the event"
+    content, waited = _read_for(sys.stdin.fileno(), MAX_HOOK_BYTES, RECORD_STDIN_S)
+    if waited:
+        said = f"stdin is still open {waited}: what has come until now is taken for the event"
         print(f"aegis-store: {said}", file=sys.stderr)  # noqa: T201
     return content
 
 
-def _read_for(descriptor: int, most_bytes: int, limit_s: float) -> tuple[bytes, bool]:
-    """What comes within that time, and whether it has ended by then."""
+def _read_for(descriptor: int, most_bytes: int, limit_s: float) -> tuple[bytes, str]:
+    """What comes within that time, or until a signal; and if it has not ended by then, what ended the wait."""
     from threading import Thread
 
     found = bytearray()
@@ -108,9 +108,12 @@ def _read_for(descriptor: int, most_bytes: int, limit_s: float) -> tuple[bytes, 
 
     # A thread, since Windows cannot wait for a pipe; one that is left behind, since nothing ends its reading.
     reader = Thread(target=read, daemon=True)
-    reader.start()
-    reader.join(limit_s)
-    return bytes(found), not reader.is_alive()
+    try:
+        reader.start()
+        reader.join(limit_s)
+    except KeyboardInterrupt:  # the agent has lost patience, and what it has sent may be whole
+        return bytes(found), "and the call interrupted"  # without a look at the thread, which may seem to have ended now
+    return bytes(found), f"after {limit_s:g} s" if reader.is_alive() else ""
 
 
 def _received(content: bytes, session_field: str, type_field: str, tenant: str, owner: str) -> "Received":

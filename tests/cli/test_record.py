@@ -404,6 +404,45 @@ def test_an_agent_that_loses_patience_does_not_lose_the_event(run: Run, path: Pa
     assert types(path) == ["PreToolUse"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_agent_that_loses_patience_with_stdin_open_does_not_lose_the_event(path: Path, number: int) -> None:
+    command = [sys.executable, "-c", WAITS_FOR_STDIN, "record", "--lenient", "--db", str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(hook())
+        process.stdin.flush()
+        assert process.stdout.readline() == b"has come\n"
+        process.send_signal(number)
+        assert process.wait(60) == 0
+        assert "stdin is still open and the call interrupted" in process.stderr.read().decode()
+    assert types(path) == ["PreToolUse"]
+
+
+WAITS_FOR_STDIN = """
+import os
+
+from aegis_store.cli import main
+
+read = os.read
+
+
+def told(descriptor, most):
+    if descriptor == 0 and told.pieces == 1:
+        print("has come", flush=True)
+    told.pieces += descriptor == 0
+    return read(descriptor, most)
+
+
+told.pieces = 0
+os.read = told
+main()
+"""
+"""Says when it has read the first piece, and is about to wait for the next."""
+
+
 def _appears(file: Path) -> bool:
     end_s = time.monotonic() + 60
     while not file.exists() and time.monotonic() < end_s:
