@@ -75,7 +75,7 @@ class Progress:
             self._on_progress(min(done, self._parts * self._events), self._parts * self._events)
 
 
-def config_for(target: Target, on_progress: OnMigrated | None = None) -> "Config":
+def config_for(target: object, on_progress: OnMigrated | None = None) -> "Config":
     """The Alembic configuration that migrates the store at `target`."""
     from alembic.config import Config  # noqa: PLC0415 - Alembic takes 0.2 s to import, and opening a store does not need it
 
@@ -95,21 +95,26 @@ def upgrade(target: Target, on_progress: OnMigrated | None = None) -> None:
     Raises what `gate.revision` raises, `SchemaMismatch` for a store that is newer, `StoreBusy` and `StoreFull`; the store
     is then at the schema it had, or at the new one if only the look at it afterwards failed: run it again.
     """
-    from alembic import command  # noqa: PLC0415
-    from alembic.util import CommandError  # noqa: PLC0415
-
     with errors_of(str(target)):
-        try:
-            command.upgrade(config_for(target, on_progress), "head")
-        except CommandError as error:
-            if isinstance(error.__cause__, AegisStoreError):
-                raise error.__cause__ from None
-            raise StoreUnavailable(store=str(target), detail=f"the migration failed: {error}") from None
+        run(target, on_progress)
     found = gate.revision(target)
     if found != HEAD:  # Alembic takes a directory that it cannot list for one without revisions, and is content
         raise StoreUnavailable(
             store=str(target), detail=f"the migration ended at {found!r} instead of {HEAD!r}: its scripts could not be read"
         )
+
+
+def run(target: object, on_progress: OnMigrated | None = None) -> None:
+    """Have Alembic run its revisions on the store at `target`, a `Target` or a `Server`; its errors become ours."""
+    from alembic import command  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
+
+    try:
+        command.upgrade(config_for(target, on_progress), "head")
+    except CommandError as error:
+        if isinstance(error.__cause__, AegisStoreError):
+            raise error.__cause__ from None
+        raise StoreUnavailable(store=str(target), detail=f"the migration failed: {error}") from None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What Alembic runs: finds the store, and migrates it on the connection that the library gives.
 
-The store is named by `-x url=PATH|URL`, or by $AEGIS_STORE_URL.
+The store is named by `-x url=PATH|URL`, or by $AEGIS_STORE_URL. On PostgreSQL `-x partitions=16` keeps the
+events of a new store in so many partitions, by session.
 
 Processes that run while a deploy moves their store find out by the row of `alembic_version`, which Alembic writes in the
 transaction of each revision: every transaction of theirs looks at it (see `schema.REVISION_SQL`). So a revision need not
@@ -18,17 +19,22 @@ from sqlalchemy import Connection
 from aegis_store import creation, gate, migrate, schema
 from aegis_store.cli import terminal
 from aegis_store.errors import AegisStoreError
+from aegis_store.postgres.server import Server
 from aegis_store.target import Target
 
 
-def target() -> Target:
+def named() -> str | None:
+    return context.get_x_argument(as_dictionary=True).get("url") or os.environ.get("AEGIS_STORE_URL")
+
+
+def target() -> Target | Server:
     if "target" in context.config.attributes:
-        given: Target = context.config.attributes["target"]
+        given: Target | Server = context.config.attributes["target"]
         return given
-    url = context.get_x_argument(as_dictionary=True).get("url") or os.environ.get("AEGIS_STORE_URL")
+    url = named()
     if not url:
         raise CommandError("which store? say `alembic -x url=PATH …`, or set AEGIS_STORE_URL")
-    return Target.of(url)
+    return Server.of(url) or Target.of(url)
 
 
 @contextmanager
@@ -45,6 +51,12 @@ def shown_progress() -> Iterator[migrate.Progress]:
 @contextmanager
 def connection(progress: migrate.Progress) -> Iterator[Connection]:
     store = target()
+    if isinstance(store, Server):
+        from aegis_store.postgres import deploy  # noqa: PLC0415 - it needs psycopg
+
+        with deploy.connection_for(store) as standing:
+            yield standing
+        return
     command = getattr(context.config.cmd_opts, "cmd", [None])[0]
     if getattr(command, "__name__", None) == "upgrade" and not gate.exists(store):
         with creation.new_store(store) as draft, migrate.connection_for(draft, progress) as new:
@@ -55,7 +67,8 @@ def connection(progress: migrate.Progress) -> Iterator[Connection]:
 
 
 def run_offline() -> None:
-    context.configure(dialect_name="sqlite", target_metadata=schema.metadata, literal_binds=True)
+    dialect_name = "postgresql" if Server.of(named()) else "sqlite"
+    context.configure(dialect_name=dialect_name, target_metadata=schema.metadata, literal_binds=True)
     with context.begin_transaction():
         context.run_migrations()
 

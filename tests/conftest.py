@@ -7,11 +7,14 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from aegis_store import EventStore, driver
+
+if TYPE_CHECKING:
+    from tests.postgres.server import Postgres
 
 OpenStore = Callable[..., EventStore]
 
@@ -87,3 +90,19 @@ def shell(path: Path) -> Iterator[sqlite3.Connection]:
     connection = driver.dbapi.connect(str(path), isolation_level=None)
     yield connection
     connection.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["Postgres"]:
+    """A PostgreSQL server of this run."""
+    from tests.postgres.server import postgres_server
+
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: "Postgres") -> Iterator[str]:
+    """The URL of an empty store on PostgreSQL, of this test's own."""
+    with postgres.database() as url:
+        yield url

@@ -26,6 +26,7 @@ from aegis_store.doctor import DoctorReport, doctor
 from aegis_store.errors import InvalidInput, StoreBusy, StoreFull, StoreUnavailable, shown
 from aegis_store.events import checked_count
 from aegis_store.log import log
+from aegis_store.postgres.server import Server
 from aegis_store.redaction import Redact
 from aegis_store.retention.compact import CompactReport, compact
 from aegis_store.retention.compact import OnProgress as OnCompacted
@@ -133,6 +134,11 @@ class EventStore(Parts):
         Returns the revisions before (None: there was no store) and after. For deploys, not for processes: those refuse a
         store of another schema when they open it. Raises what `open` raises, and `SchemaMismatch` only for a newer store.
         """
+        server = Server.of(target)
+        if server is not None:
+            from aegis_store.postgres import deploy  # noqa: PLC0415 - psycopg is not everybody's
+
+            return deploy.upgrade(server)
         place = Target.of(target)
         file_system.refuse_network(place)
         if not gate.exists(place) and creation.create(place):

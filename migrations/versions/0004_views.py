@@ -1,11 +1,16 @@
 """Views for a plain SQL shell: sessions, events and prunes with readable times. No table is touched, no event looked at.
 
+On PostgreSQL all of the schema, since stores there begin here. `-x partitions=16` has their events partitioned by session.
+
 Revision ID: 0004
 Revises: 0003
 """
 
+from pathlib import Path
+
 import sqlalchemy as sa
-from alembic import op
+from alembic import context, op
+from alembic.util import CommandError
 
 revision = "0004"
 down_revision = "0003"
@@ -14,13 +19,37 @@ depends_on = None
 
 
 def upgrade() -> None:
+    if op.get_context().dialect.name == "postgresql":
+        create_on_postgresql()
+        return
     for view in SQLITE_VIEWS.values():
         op.execute(sa.text(view.strip()))
 
 
 def downgrade() -> None:
+    if op.get_context().dialect.name == "postgresql":
+        raise CommandError("refused: stores on PostgreSQL begin with 0004; drop its schema if nothing in it is needed")
     for name in SQLITE_VIEWS:
         op.execute(f"DROP VIEW {name}")
+
+
+def create_on_postgresql() -> None:
+    sql = (Path(__file__).parents[1] / "postgresql" / "0004.sql").read_text(encoding="utf-8")
+    partitions = number_of_partitions()
+    if partitions:
+        sql = sql.replace("/*partition by*/", "PARTITION BY HASH (session)")
+    # (A colon would be a parameter.)
+    op.execute(sa.text(sql.replace(":", r"\:")))
+    for number in range(partitions):
+        values = f"WITH (MODULUS {partitions}, REMAINDER {number})"
+        op.execute(sa.text(f"CREATE TABLE event_{number} PARTITION OF event FOR VALUES {values}"))
+
+
+def number_of_partitions() -> int:
+    given = context.get_x_argument(as_dictionary=True).get("partitions", "0")
+    if not str(given).isdecimal() or int(given) > 1024:
+        raise CommandError(f"partitions must be a whole number up to 1024, not {given!r}")
+    return int(given)
 
 
 def time(us: str) -> str:

@@ -1,0 +1,68 @@
+"""The schema of a store on PostgreSQL: which one it has, and moving it with the same Alembic revisions as SQLite's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection
+from sqlalchemy.pool import NullPool
+
+from aegis_store import migrate
+from aegis_store.errors import NotAnAegisStore, SchemaMismatch
+from aegis_store.postgres.errors import errors_of
+from aegis_store.postgres.server import Server
+from aegis_store.schema import HEAD
+
+_NAMES = "SELECT to_regclass('alembic_version') IS NOT NULL, to_regclass('event_position') IS NOT NULL"
+_ONE_DEPLOY_AT_A_TIME = "SELECT pg_advisory_xact_lock(1095059283, 1)"
+
+
+def revision(server: Server) -> str:
+    """The schema revision of the store, "base" if there is none yet.
+
+    Raises `NotAnAegisStore` for a schema whose Alembic history is another program's, `StoreUnavailable`.
+    """
+    with _connection(server) as conn:
+        return _revision(server, conn)
+
+
+def check(server: Server) -> None:
+    """Return if there is a store at the schema of this library. Raises `SchemaMismatch` and what `revision` raises."""
+    found = revision(server)
+    if found != HEAD:
+        raise SchemaMismatch(store=str(server), found=found, expected=HEAD)
+
+
+def upgrade(server: Server) -> tuple[str | None, str]:
+    """Create the store, or move it to the newest schema; the revisions before (None: there was none) and after."""
+    before = revision(server)
+    if before != HEAD:
+        migrate.run(server)
+    return None if before == "base" else before, revision(server)
+
+
+@contextmanager
+def connection_for(server: Server) -> Iterator[Connection]:
+    """A connection inside one transaction, for one deploy at a time. A revision that fails takes nothing along."""
+    with _connection(server) as conn:
+        conn.exec_driver_sql(_ONE_DEPLOY_AT_A_TIME)
+        found = _revision(server, conn)
+        if found != "base" and found > HEAD:
+            raise SchemaMismatch(store=str(server), found=found, expected=HEAD)
+        yield conn
+
+
+@contextmanager
+def _connection(server: Server) -> Iterator[Connection]:
+    engine = server.engine(settings={"client_min_messages": "warning"}, poolclass=NullPool)
+    with errors_of(server), engine.begin() as connection:
+        yield connection
+
+
+def _revision(server: Server, conn: Connection) -> str:
+    has_history, is_ours = conn.exec_driver_sql(_NAMES).one()
+    if not has_history:
+        return "base"
+    found = conn.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    if found is not None and not is_ours:
+        raise NotAnAegisStore(store=str(server), detail="a schema that another program migrates: name another in search_path")
+    return str(found or "base")

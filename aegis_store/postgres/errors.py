@@ -1,0 +1,72 @@
+"""The one place where errors of PostgreSQL, its driver and SQLAlchemy become those of `aegis_store.errors`."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import psycopg
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from aegis_store.errors import AegisStoreError, ReadOnlyStore, StoreBusy, StoreCorrupt, StoreFull, StoreUnavailable
+from aegis_store.postgres.server import Server
+from aegis_store.sqlite_errors import ConstraintRefused
+
+# By the classes and codes of PostgreSQL's appendix A.
+_BUSY: Final = ("55P03", "40001", "40P01", "57014")  # lock not available, serialization, deadlock, query canceled
+_FULL: Final = ("53100", "53400")
+_CORRUPT: Final = ("XX001", "XX002")
+_READ_ONLY: Final = ("25006", "42501")  # a standby or read-only connection, insufficient privilege
+_SCHEMA: Final = ("42P01", "42703", "42883")  # no such table, column, function
+_UNIQUE: Final = "23505"
+
+
+def is_taken(error: DBAPIError) -> bool:
+    """Whether a statement was refused because another transaction has stored that key meanwhile."""
+    return getattr(error.orig, "sqlstate", None) == _UNIQUE
+
+
+@contextmanager
+def errors_of(server: Server, *, on_loss: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Inside, errors of the driver, SQLAlchemy and the network become ours; `on_loss` is called if a connection was lost."""
+    started_s = time.monotonic()
+    try:
+        yield
+    except (SQLAlchemyError, psycopg.Error, UnicodeError, OSError) as error:
+        found = translated(server, error, waited_ms=int((time.monotonic() - started_s) * 1000))
+        if isinstance(found, StoreUnavailable):
+            on_loss()
+        raise found from None
+
+
+def translated(server: Server, error: Exception, *, waited_ms: int) -> AegisStoreError:
+    """The error that a caller is to see, by the code of PostgreSQL. No message holds a password."""
+    if isinstance(error, DBAPIError) and isinstance(error.orig, Exception):
+        error = error.orig
+    store, state = str(server), str(getattr(error, "sqlstate", None) or "")
+    message = _one_line(server, error)
+    if isinstance(error, psycopg.IntegrityError):
+        return ConstraintRefused(message)
+    if state in _BUSY:
+        return StoreBusy(store=store, waited_ms=waited_ms)
+    if state in _FULL:
+        return StoreFull(store=store, detail=message)
+    if state in _CORRUPT:
+        return StoreCorrupt(store=store, detail=message, hint="restore a backup of the server")
+    if state in _READ_ONLY:
+        return ReadOnlyStore(store=store)
+    if state in _SCHEMA:
+        detail = f"{message}: its schema is not the one that this library made, or is not in the search_path"
+        return StoreUnavailable(store=store, detail=detail)
+    if state and not state.startswith(("08", "57P", "53")):
+        return StoreUnavailable(store=store, detail=f"PostgreSQL answered {state}: {message}")
+    detail = f"no connection ({message}): try again; an append is safe to repeat with its event_id"
+    return StoreUnavailable(store=store, detail=detail)
+
+
+def _one_line(server: Server, error: Exception) -> str:
+    """What happened, without the values and the statement that PostgreSQL adds on further lines."""
+    primary = getattr(getattr(error, "diag", None), "message_primary", None)
+    text = str(primary or error).strip().partition("\n")[0] or type(error).__name__
+    password = server.url.password
+    return text.replace(str(password), "***") if password else text

@@ -1,0 +1,61 @@
+"""Where a store on PostgreSQL is, and connections to it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import URL, Engine, create_engine
+from sqlalchemy import event as sa_event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from aegis_store.errors import StoreUnavailable
+
+DRIVER = "postgresql+psycopg"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A database on a server, by its URL. Printed, it has no password, wherever that stood."""
+
+    url: URL = field(repr=False)
+
+    @classmethod
+    def of(cls, target: object) -> "Server | None":
+        """From a URL such as `postgresql+psycopg://user@host/database`; None for what is none of PostgreSQL."""
+        if not isinstance(target, str) or not target.startswith(("postgresql:", "postgresql+", "postgres:")):
+            return None
+        try:
+            url = make_url(target)
+            printed = str(cls(url))
+        except (ArgumentError, ValueError):
+            detail = "this is no URL such as postgresql+psycopg://user@host/database"
+            raise StoreUnavailable(store=target.partition(":")[0] + "://…", detail=detail) from None
+        if url.drivername != DRIVER:
+            raise StoreUnavailable(store=printed, detail=f"a URL of PostgreSQL begins with {DRIVER}://")
+        return cls(url)
+
+    def __str__(self) -> str:
+        shown = {name: "***" if "password" in name else value for name, value in self.url.query.items()}
+        return self.url.set(query=shown).render_as_string(hide_password=True)
+
+    def __repr__(self) -> str:
+        return f"Server({str(self)!r})"
+
+    def engine(self, *, settings: dict[str, str], **options: Any) -> Engine:
+        """SQLAlchemy's engine; each connection has those `settings` of PostgreSQL."""
+        try:
+            engine = create_engine(self.url, hide_parameters=True, execution_options={"store": str(self)}, **options)
+        except ModuleNotFoundError:
+            detail = "psycopg is not installed: pip install 'aegis-store[postgres]'"
+            raise StoreUnavailable(store=str(self), detail=detail) from None
+
+        # Not by the option of the connection, which poolers refuse. Outside of any transaction: it would be rolled back.
+        def prepare(connection: Any, _record: object) -> None:
+            was = connection.autocommit
+            connection.autocommit = True
+            names = ", ".join(["set_config(%s, %s, false)"] * len(settings))
+            connection.execute(f"SELECT {names}", [part for item in settings.items() for part in item])
+            connection.autocommit = was
+
+        sa_event.listen(engine, "connect", prepare)
+        return engine

