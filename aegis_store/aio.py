@@ -49,7 +49,7 @@ class _Waiting(Statement):
     __slots__ = ("future",)
 
     def __init__(self, prepared: Prepared, wake: Callable[[list[Statement]], None], future: "asyncio.Future[None]") -> None:
-        super().__init__(prepared.sql, prepared.parameters, prepared.payload_bytes, wake)
+        super().__init__(prepared.sql["sqlite"], prepared.parameters, prepared.payload_bytes, wake)
         self.future = future
 
     def tell(self) -> None:
@@ -176,7 +176,7 @@ class AsyncEventStore:
             patience = self._loop.call_later(db.patience_s, self._lose_patience, statement)
             await statement.future
         except NoTurn:
-            return await self._run(functools.partial(db.execute_round_the_line, prepared.sql, prepared.parameters, asked_s))
+            return await self._run(functools.partial(db.execute_round_the_line, prepared.sql["sqlite"], prepared.parameters, asked_s))
         except asyncio.CancelledError:
             await self._left(statement)
             raise

@@ -8,16 +8,16 @@ which, inside one write transaction, so that the answer is true at one moment.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Text, bindparam, func, insert, literal_column, select, text
 
 from aegis_store import payload as payloads
+from aegis_store.any_database import AnyDatabase
 from aegis_store.checksum import NEXT_SUM_SQL, STORE_NUMBER, content_sum
-from aegis_store.connections import driver_text
-from aegis_store.database import Database
+from aegis_store.driver_text import driver_text
 from aegis_store.errors import EventIdConflict, EventTooLarge, InvalidEvent, SequenceConflict, shown
 from aegis_store.events import Event, Json, NewEvent, checked_text, from_us, to_us
 from aegis_store.read import event_of
@@ -54,8 +54,29 @@ def _compiled_insert(*conditions: ColumnElement[bool]) -> str:
     return driver_text(statement)
 
 
+# On PostgreSQL the session's row is locked before its counter is read: another writer of it waits, and sees what this one has
+# made of it. Nothing is inserted where SQLite's guards raise, since an error ends the whole transaction there.
+_POSTGRESQL_INSERT: Final = f"""
+WITH s AS (
+  SELECT id, last_seq, total_bytes FROM session
+  WHERE session_id = %(session_id)s::text AND last_seq = coalesce(%(expected_seq)s::bigint, last_seq)
+    AND {AT_HEAD_SQL}{{conditions}} FOR UPDATE
+)
+INSERT INTO event (
+  session, seq, bytes_before, type, occurred_at, recorded_at, event_id, run_id, payload_ref, payload, checksum
+) SELECT
+  id, last_seq + 1, total_bytes, %(type)s::text, %(occurred_at)s::bigint, %(recorded_at)s::bigint, %(event_id)s::text,
+  %(run_id)s::text, %(payload_ref)s::text, %(payload)s::text, %(checksum)s::bigint
+FROM s WHERE octet_length(%(payload)s::text) <= (SELECT max_event_bytes FROM store)
+ON CONFLICT DO NOTHING RETURNING seq, position
+"""
+
 APPEND_SQL: Final = _compiled_insert()
-_APPEND_IN_SCOPE_SQL: Final = _compiled_insert(OWN)
+_APPEND: Final = {"sqlite": APPEND_SQL, "postgresql": _POSTGRESQL_INSERT.format(conditions="")}
+_APPEND_IN_SCOPE: Final = {
+    "sqlite": _compiled_insert(OWN),
+    "postgresql": _POSTGRESQL_INSERT.format(conditions=" AND tenant = %(tenant)s::text AND owner = %(owner)s::text"),
+}
 
 
 class Prepared(NamedTuple):
@@ -67,7 +88,7 @@ class Prepared(NamedTuple):
     occurred_at: datetime
     recorded_at: datetime
     parameters: dict[str, Any]
-    sql: str = APPEND_SQL
+    sql: Mapping[str, str] = _APPEND
     scope: Scope | None = None
 
     def __repr__(self) -> str:
@@ -144,7 +165,7 @@ def prepare(
         return Prepared(parameters["session_id"], payload, len(encoded), occurred_at, recorded_at, parameters)
     parameters |= scope._asdict()
     named = parameters["session_id"]
-    return Prepared(named, payload, len(encoded), occurred_at, recorded_at, parameters, _APPEND_IN_SCOPE_SQL, scope)
+    return Prepared(named, payload, len(encoded), occurred_at, recorded_at, parameters, _APPEND_IN_SCOPE, scope)
 
 
 def checked_moment(moment: datetime) -> int:
@@ -167,16 +188,16 @@ def _checked_seq(value: int) -> int:
     return value
 
 
-def append(db: Database, prepared: Prepared) -> Event:
+def append(db: AnyDatabase, prepared: Prepared) -> Event:
     """Append one event, committed when this returns."""
     try:
-        rows = db.execute_alone(prepared.sql, prepared.parameters, prepared.payload_bytes)
+        rows = db.execute_alone(prepared.sql[db.dialect], prepared.parameters, prepared.payload_bytes)
     except ConstraintRefused:
         rows = []
     return prepared.stored(*rows[0]) if rows else settle(db, prepared)
 
 
-def settle(db: Database, prepared: Prepared) -> Event:
+def settle(db: AnyDatabase, prepared: Prepared) -> Event:
     """What became of an append that inserted nothing; see above."""
     with db.write() as conn:
         standing = _settle(conn, prepared)
@@ -186,7 +207,7 @@ def settle(db: Database, prepared: Prepared) -> Event:
     return event
 
 
-def append_many(db: Database, session_id: str, prepared: Sequence[Prepared], expected_seq: int | None) -> list[Event]:
+def append_many(db: AnyDatabase, session_id: str, prepared: Sequence[Prepared], expected_seq: int | None) -> list[Event]:
     """Append all in one transaction, or none. Events whose `event_id` is known come back as they stand."""
     if expected_seq is not None:
         _checked_seq(expected_seq)
@@ -225,7 +246,7 @@ def insert_one(conn: Connection, prepared: Prepared) -> Event:
     """Append inside your transaction. An error leaves the transaction as it was before."""
     cursor = conn.connection.cursor()
     try:
-        rows = cursor.execute(prepared.sql, prepared.parameters).fetchall()
+        rows = cursor.execute(prepared.sql[conn.dialect.name], prepared.parameters).fetchall()
     except conn.dialect.loaded_dbapi.IntegrityError:
         rows = []
     finally:

@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import ClauseElement, Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy import event as sa_event
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.pool import Pool
 from sqlalchemy.util import LRUCache
 
@@ -27,11 +26,6 @@ _SYNCHRONOUS: Final[dict[str, tuple[str, int]]] = {"power": ("FULL", 2), "proces
 # statement anew for each store that is opened, twice, which is a third of what opening one and appending to it costs.
 _COMPILED: Final[LRUCache[Any, Any]] = LRUCache(500)
 _DIALECT: Final = create_engine("sqlite://", module=driver.dbapi).dialect
-
-
-def driver_text(statement: ClauseElement) -> str:
-    """A statement as text for the driver, with named parameters: compiled once, since SQLAlchemy takes its time."""
-    return str(statement.compile(dialect=sqlite.dialect(paramstyle="named")))
 
 
 def check_revision(store: str, execute: Callable[[str], Any]) -> None:

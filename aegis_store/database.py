@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from sqlalchemy.pool import QueuePool
 
 from aegis_store import driver, forks, watcher
+from aegis_store.any_database import Dialect
 from aegis_store.checkpointer import Checkpointer
 from aegis_store.connections import Connections, Durability, check_revision
 from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreBusy, StoreClosed
@@ -33,6 +34,8 @@ _CLOSED: Final = "was closed"
 
 class Database:
     """The connections of one open store. Safe for threads. A forked child cannot use it, and is told so."""
+
+    dialect: Dialect = "sqlite"
 
     def __init__(
         self,
@@ -73,6 +76,10 @@ class Database:
         forks.watch(self)
 
     # Reading
+
+    def settled_position(self) -> int | None:
+        """None: writers take turns, so that events appear in the order of their positions."""
+        return None
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -9,16 +9,16 @@ from contextlib import closing
 from itertools import islice
 from typing import Any, Final, Literal, NamedTuple, cast
 
-from sqlalchemy import Connection, bindparam, literal_column, select
+from sqlalchemy import Connection, bindparam, select
 
 from aegis_store import payload as payloads
 from aegis_store import sessions
 from aegis_store.checksum import LAST_POSITION_SQL, STORE_NUMBER, SUMMED, has_columns_in_place, row_sum, summed_of
-from aegis_store.connections import driver_text
+from aegis_store.driver_text import DriverText
 from aegis_store.errors import CursorAhead, EventsTruncated, InvalidEvent, InvalidInput, SessionNotFound, shown
 from aegis_store.events import Event, Page, StorePage, checked_count, checked_text, from_us
 from aegis_store.record_copy import intact
-from aegis_store.schema import event, session, store
+from aegis_store.schema import PAYLOAD_BYTES, event, session, store
 from aegis_store.scope import Scope
 from aegis_store.settings import FILTERED_SCAN_EVENTS, MAX_PAGE_EVENTS, MAX_TYPES, SCOPED_SCAN
 from aegis_store.sqlite_errors import check_intact, damaged
@@ -29,74 +29,82 @@ _MAX_CURSOR: Final = 2**63 - 1
 
 # What an event is made of, in the order in which `row_sum` takes it. The payload in bytes, of which the checksum is one.
 _READ: Final = (
-    *(literal_column("CAST(event.payload AS BLOB)") if name == "payload" else event.c[name] for name in SUMMED),
+    *(PAYLOAD_BYTES if name == "payload" else event.c[name] for name in SUMMED),
     *(event.c.bytes_before, STORE_NUMBER, event.c.checksum),
 )
 
 # They go to the driver as text, and come back as its rows: SQLAlchemy's take more time than decoding the payloads.
-_LIMITED: Final = "{} LIMIT :most"
-_PAGE: Final = _LIMITED.format(
-    driver_text(
-        select(*_READ)
-        .where(event.c.session == bindparam("key"), event.c.seq > bindparam("start"), event.c.seq <= bindparam("stop"))
-        .order_by(event.c.seq)
-    )
+_LIMITED: Final = " LIMIT :most"
+_PAGE: Final = DriverText(
+    select(*_READ)
+    .where(event.c.session == bindparam("key"), event.c.seq > bindparam("start"), event.c.seq <= bindparam("stop"))
+    .order_by(event.c.seq),
+    tail=_LIMITED,
 )
-_PAGE_OF_ALL: Final = _LIMITED.format(
-    driver_text(
-        select(*_READ, session.c.id, session.c.session_id)
-        .join_from(event, session, session.c.id == event.c.session, isouter=True)  # an event without one is damage
-        .where(  # those of a session that was deleted are passed over: one that has no name, and never is told to have one
-            event.c.position > bindparam("start"),
-            session.c.id.is_(None) | session.c.session_id.is_not(None) | ~intact("session"),
-        )
-        .order_by(event.c.position)
+_OF_ALL: Final = (
+    select(*_READ, session.c.id, session.c.session_id)
+    .join_from(event, session, session.c.id == event.c.session, isouter=True)  # an event without one is damage
+    .where(  # those of a session that was deleted are passed over: one that has no name, and never is told to have one
+        event.c.position > bindparam("start"),
+        session.c.id.is_(None) | session.c.session_id.is_not(None) | ~intact("session"),
     )
+    .order_by(event.c.position)
 )
+_PAGE_OF_ALL: Final = DriverText(_OF_ALL, postgresql=_OF_ALL.where(event.c.position <= bindparam("settled")), tail=_LIMITED)
 # The same of a scope, as far as a look goes.
-_LOOK_END: Final = """
-SELECT max(position), count(*) FROM (SELECT position FROM event WHERE position > :start ORDER BY position LIMIT :most)
-"""
-_PAGE_OF_SCOPE: Final = _LIMITED.format(
-    driver_text(
-        select(*_READ, session.c.id, session.c.session_id)
-        .join_from(event, session, session.c.id == event.c.session, isouter=True)
-        .where(event.c.position > bindparam("start"), event.c.position <= bindparam("end"))
-        .where(session.c.session_id.is_not(None), sessions.IN_SCOPE)
-        .order_by(event.c.position)
-    )
+_LOOK_END: Final = DriverText("""
+SELECT max(position), count(*) FROM (SELECT position FROM event WHERE position > :start ORDER BY position LIMIT :most) AS look
+""")
+_PAGE_OF_SCOPE: Final = DriverText(
+    select(*_READ, session.c.id, session.c.session_id)
+    .join_from(event, session, session.c.id == event.c.session, isouter=True)
+    .where(event.c.position > bindparam("start"), event.c.position <= bindparam("end"))
+    .where(session.c.session_id.is_not(None), sessions.IN_SCOPE)
+    .order_by(event.c.position),
+    tail=_LIMITED,
 )
 # What was removed of a scope's sessions, each up to where at the most: a session that holds events tells by the first of them,
 # of others it is not known where in the store theirs were.
-_REMOVED_OF_SCOPE: Final = """
+_REMOVED_OF_SCOPE_SQL: Final = """
 SELECT up_to, removed_at, removed_reason, 1 FROM (
-    SELECT min(coalesce(event.position - 1, :removed), :removed) AS up_to, session.removed_at, session.removed_reason
+    SELECT {least}(coalesce(event.position - 1, :removed), :removed) AS up_to, session.removed_at, session.removed_reason
     FROM session LEFT JOIN event ON event.session = session.id AND event.seq = session.first_seq
     WHERE session.tenant = :tenant AND session.owner = :owner AND session_id IS NOT NULL AND first_seq > 1
     UNION ALL
     SELECT :removed, removed_at, removed_reason FROM tombstone WHERE tenant = :tenant AND owner = :owner AND last_seq > 0
-) WHERE up_to > :after ORDER BY up_to DESC, removed_at DESC LIMIT 1
+) AS gap WHERE up_to > :after ORDER BY up_to DESC, removed_at DESC LIMIT 1
 """
-_NUMBER_REMOVED_OF_SCOPE: Final = """
+_REMOVED_OF_SCOPE: Final = DriverText(
+    _REMOVED_OF_SCOPE_SQL.format(least="min"), postgresql=_REMOVED_OF_SCOPE_SQL.format(least="least")
+)
+_NUMBER_REMOVED_OF_SCOPE: Final = DriverText("""
 SELECT
     (SELECT coalesce(sum(first_seq - 1), 0) FROM session WHERE tenant = :tenant AND owner = :owner AND session_id IS NOT NULL)
     + (SELECT coalesce(sum(last_seq), 0) FROM tombstone WHERE tenant = :tenant AND owner = :owner)
-"""
-_PLACE: Final = driver_text(
+""")
+_PLACE: Final = DriverText(
     select(
         *(session.c[name] for name in ("id", "session_id", "first_seq", "last_seq", "removed_at", "removed_reason")),
         intact("session"),
     ).where(session.c.session_id == bindparam("name"))
 )
-_REMOVED: Final = driver_text(
-    select(store.c.removed_position, store.c.removed_at, store.c.removed_reason, intact("store")).select_from(store)
+_REMOVED: Final = DriverText(
+    select(store.c.removed_position, store.c.removed_at, store.c.removed_reason, intact("store")).select_from(store),
+    postgresql="""
+SELECT * FROM (
+  (SELECT position, removed_at, removed_reason, true FROM removal ORDER BY position DESC LIMIT 1)
+  UNION ALL SELECT removed_position, removed_at, removed_reason, true FROM store
+) AS removed ORDER BY position DESC LIMIT 1
+""",
 )
-_ANY_OF: Final = """
+_ANY_OF: Final = DriverText("""
 SELECT 1 FROM json_each(:places) AS place
 CROSS JOIN event ON session = json_extract(place.value, '$[0]') AND seq = json_extract(place.value, '$[1]')
 WHERE position > :start AND position <= :end LIMIT 1
-"""
-_LAST_POSITION: Final = f"SELECT {LAST_POSITION_SQL}"
+""")
+_LAST_POSITION: Final = DriverText(
+    f"SELECT {LAST_POSITION_SQL}", postgresql="SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM event_position"
+)
 
 
 def page(
@@ -177,9 +185,18 @@ class PageOfAll(NamedTuple):
 
 
 def page_of_all(
-    conn: Connection, *, after_position: int | None, limit: int, on_gap: OnGap, scope: Scope | None = None
+    conn: Connection,
+    *,
+    after_position: int | None,
+    limit: int,
+    on_gap: OnGap,
+    settled: int | None = None,
+    scope: Scope | None = None,
 ) -> PageOfAll:
-    """Events of all sessions, or of those of the scope, after the cursor; see `EventStore.read_all`."""
+    """Events of all sessions, or of those of the scope, after the cursor; see `EventStore.read_all`.
+
+    `settled`: none of higher positions.
+    """
     checked_count("limit", limit, 1, MAX_PAGE_EVENTS)
     skips = checked_skips(on_gap)
     is_truncated = False
@@ -190,12 +207,13 @@ def page_of_all(
         return PageOfAll(_page_of_scope(conn, scope, start, limit), is_truncated)
     events: list[Event] = []
     keys = {}
-    for *row, key, session_id in _fetched(conn, _PAGE_OF_ALL, {"start": start, "most": limit}):
+    for *row, key, session_id in _fetched(conn, _PAGE_OF_ALL, {"start": start, "most": limit, "settled": settled}):
         if key is None or session_id is None:
             raise damaged(conn, f"the event at position {shown(row[1])} belongs to no session")
         events += _events(conn, session_id, [row])
         keys[session_id] = key
-    _check_nothing_is_missing(conn, start, events, keys, end=_MAX_CURSOR if len(events) < limit else events[-1].position)
+    if settled is None:  # where gaps in the positions are normal, they tell nothing
+        _check_nothing_is_missing(conn, start, events, keys, end=_MAX_CURSOR if len(events) < limit else events[-1].position)
     end = events[-1].position if events else start
     return PageOfAll(StorePage(events, next_after_position=end, has_more=len(events) == limit), is_truncated)
 
@@ -292,7 +310,7 @@ def check_position(conn: Connection, after_position: int, *, skips: bool, scope:
 
 def last_position(conn: Connection) -> int:
     """The highest position that was ever given; 0 before the first event."""
-    position = conn.exec_driver_sql(_LAST_POSITION).scalar_one()
+    position = conn.exec_driver_sql(_LAST_POSITION.on(conn)).scalar_one()
     if not isinstance(position, int):
         raise damaged(conn, "its count of positions is no number")
     return position
@@ -323,15 +341,15 @@ def checked_types(types: Collection[str] | None) -> list[str] | None:
 # when the cursor goes at last, it sets back the statement of whoever reads by it then, whose rows begin again.
 
 
-def _rows(conn: Connection, sql: str, parameters: dict[str, Any]) -> Generator[tuple[Any, ...]]:
+def _rows(conn: Connection, sql: DriverText, parameters: dict[str, Any]) -> Generator[tuple[Any, ...]]:
     """The driver's rows, one by one: what is passed over takes no memory. Close it before the transaction ends."""
-    with closing(conn.exec_driver_sql(sql, parameters)) as result:
+    with closing(conn.exec_driver_sql(sql.on(conn), parameters)) as result:
         yield from cast(Any, result.cursor)
 
 
-def _fetched(conn: Connection, sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+def _fetched(conn: Connection, sql: DriverText, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
     """The driver's rows, all at once."""
-    with closing(conn.exec_driver_sql(sql, parameters)) as result:
+    with closing(conn.exec_driver_sql(sql.on(conn), parameters)) as result:
         return cast(list[tuple[Any, ...]], cast(Any, result.cursor).fetchall())
 
 

@@ -20,9 +20,11 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    ColumnElement,
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -230,6 +232,25 @@ event = Table(
     sqlite_strict=True,
     sqlite_autoincrement=True,
 )
+
+
+class _PayloadBytes(ColumnElement[bytes]):
+    inherit_cache = True
+    type = LargeBinary()
+
+
+@compiles(_PayloadBytes)
+def _payload_bytes(element: _PayloadBytes, compiler: Any, **_: Any) -> str:
+    return "CAST(event.payload AS BLOB)"
+
+
+@compiles(_PayloadBytes, "postgresql")
+def _payload_bytes_on_postgresql(element: _PayloadBytes, compiler: Any, **_: Any) -> str:
+    return "convert_to(event.payload, 'UTF8')"
+
+
+PAYLOAD_BYTES: Final = _PayloadBytes().label("payload")
+"""The payload of an event as the bytes of which the checksum is one."""
 
 _HAS_EVENT_ID = text("event_id IS NOT NULL")
 Index(

@@ -22,9 +22,10 @@ from sqlalchemy import (
     union_all,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 
 from aegis_store import payload
-from aegis_store.database import Database
+from aegis_store.any_database import AnyDatabase, locking
 from aegis_store.errors import (
     InvalidInput,
     InvalidPolicy,
@@ -59,6 +60,9 @@ _RECORD_COLUMNS: Final = (session, _REMOVED_BYTES, _FIRST.c.position.label("firs
 _ITS_FIRST: Final = and_(_FIRST.c.session == session.c.id, _FIRST.c.seq == session.c.first_seq)
 RECORD: Final = select(*_RECORD_COLUMNS).join_from(session, _FIRST, _ITS_FIRST, isouter=True)
 """The whole record of sessions: their rows, `removed_bytes`, and whether they are `intact`."""
+
+_TAKEN: Final = "23505"
+"""PostgreSQL's word for a key that another transaction has stored meanwhile."""
 
 _ROW: Final = select(session, intact("session")).where(session.c.session_id == bindparam("name"))
 
@@ -105,7 +109,7 @@ def known_id(session_id: object) -> str:
 
 def row_of(conn: Connection, session_id: str) -> Row[Any]:
     """The row of the table `session` for that id; `SessionNotFound` if there is none."""
-    row = conn.execute(_ROW, {"name": known_id(session_id)}).one_or_none()
+    row = conn.execute(locking(conn, _ROW), {"name": known_id(session_id)}).one_or_none()
     if row is None:
         raise SessionNotFound(session_id=session_id)
     check_found(conn, row, session_id)
@@ -183,7 +187,12 @@ def create(conn: Connection, record: Mapping[str, Any]) -> Session:
     taken = select(session.c.id).where(session.c.session_id == record["session_id"])
     if conn.execute(taken).first() is not None:
         raise SessionExists(session_id=record["session_id"])
-    conn.execute(insert(session).values(**record, **after_tombstone(conn, record)))
+    try:
+        conn.execute(insert(session).values(**record, **after_tombstone(conn, record)))
+    except IntegrityError as error:
+        if getattr(error.orig, "sqlstate", None) != _TAKEN:
+            raise
+        raise SessionExists(session_id=record["session_id"]) from None
     return get(conn, record["session_id"])
 
 
@@ -206,14 +215,21 @@ def after_tombstone(conn: Connection, record: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def ensure(db: Database, record: Mapping[str, Any]) -> Session:
+def ensure(db: AnyDatabase, record: Mapping[str, Any]) -> Session:
     """The session of that id, created if it is missing. `SessionExists` if another tenant or owner has it."""
     with db.read() as conn:
         standing = _standing(conn, record)
     if standing is not None:
         return standing
-    with db.write() as conn:
-        return standing_or_new(conn, record)
+    try:
+        with db.write() as conn:
+            return standing_or_new(conn, record)
+    except SessionExists:
+        with db.read() as conn:  # by now, where writers do not take turns
+            standing = _standing(conn, record)
+        if standing is None:
+            raise
+        return standing
 
 
 def standing_or_new(conn: Connection, record: Mapping[str, Any]) -> Session:

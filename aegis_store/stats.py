@@ -95,7 +95,9 @@ def _status(conn: Connection, found: Any) -> Status:
 
 
 def free_bytes(conn: Connection) -> int:
-    """Empty pages of the file, in bytes."""
+    """Empty pages of the file, in bytes. None on PostgreSQL, which has no file of its own to give back."""
+    if conn.dialect.name != "sqlite":
+        return 0
     page_bytes = int(conn.exec_driver_sql("PRAGMA page_size").scalar_one())
     return page_bytes * int(conn.exec_driver_sql("PRAGMA freelist_count").scalar_one())
 

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from aegis_store import creation, gate, migrate, schema
 from aegis_store.cli import terminal
 from aegis_store.errors import AegisStoreError
-from aegis_store.postgres.server import Server
+from aegis_store.server import Server
 from aegis_store.target import Target
 
 

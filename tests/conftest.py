@@ -102,7 +102,6 @@ def postgres() -> Iterator["Postgres"]:
 
 
 @pytest.fixture
-def postgres_url(postgres: "Postgres") -> Iterator[str]:
-    """The URL of an empty store on PostgreSQL, of this test's own."""
-    with postgres.database() as url:
-        yield url
+def postgres_url(postgres: "Postgres") -> str:
+    """The URL of an empty store on PostgreSQL."""
+    return postgres.emptied()

@@ -1,4 +1,4 @@
-"""A store on PostgreSQL: where it is, its schema, its connections, its errors. What is asked of it is asked elsewhere.
+"""A store on PostgreSQL: its schema, its connections, its errors. What is asked of it is asked elsewhere.
 
 The triggers and views are in `migrations/postgresql`, and nowhere else.
 """

@@ -9,8 +9,8 @@ from sqlalchemy.pool import NullPool
 from aegis_store import migrate
 from aegis_store.errors import NotAnAegisStore, SchemaMismatch
 from aegis_store.postgres.errors import errors_of
-from aegis_store.postgres.server import Server
 from aegis_store.schema import HEAD
+from aegis_store.server import Server
 
 _NAMES = "SELECT to_regclass('alembic_version') IS NOT NULL, to_regclass('event_position') IS NOT NULL"
 _ONE_DEPLOY_AT_A_TIME = "SELECT pg_advisory_xact_lock(1095059283, 1)"

@@ -9,7 +9,7 @@ import psycopg
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from aegis_store.errors import AegisStoreError, ReadOnlyStore, StoreBusy, StoreCorrupt, StoreFull, StoreUnavailable
-from aegis_store.postgres.server import Server
+from aegis_store.server import Server
 from aegis_store.sqlite_errors import ConstraintRefused
 
 # By the classes and codes of PostgreSQL's appendix A.
@@ -18,12 +18,6 @@ _FULL: Final = ("53100", "53400")
 _CORRUPT: Final = ("XX001", "XX002")
 _READ_ONLY: Final = ("25006", "42501")  # a standby or read-only connection, insufficient privilege
 _SCHEMA: Final = ("42P01", "42703", "42883")  # no such table, column, function
-_UNIQUE: Final = "23505"
-
-
-def is_taken(error: DBAPIError) -> bool:
-    """Whether a statement was refused because another transaction has stored that key meanwhile."""
-    return getattr(error.orig, "sqlstate", None) == _UNIQUE
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, select
 
+from aegis_store.driver_text import DriverText
 from aegis_store.retention.history import SESSION_ROW, StoredHistory, session_row, state_of, sum_of_retained_bytes
 from aegis_store.retention.plan import BudgetPlan, Truncation, truncation_of
 from aegis_store.retention.policy import RetentionPolicy
@@ -17,22 +18,22 @@ from aegis_store.settings import BUDGET_STEP_POSITIONS
 
 # Live sessions that lose events of this stretch of positions: up to which seq, and the bytes before the seq after that.
 _ELIGIBLE: Final = "s.hold = 0 AND s.ended_at IS NULL AND s.session_id IS NOT NULL"
-_BY_SESSION: Final = f"""
+_BY_SESSION: Final = DriverText(f"""
 SELECT s.id, gone.seq, coalesce(next.bytes_before, s.total_bytes)
 FROM (SELECT session, max(seq) AS seq FROM event WHERE position > :low AND position <= :high GROUP BY session) AS gone
 JOIN session AS s ON s.id = gone.session
 LEFT JOIN event AS next ON next.session = gone.session AND next.seq = gone.seq + 1
 WHERE {_ELIGIBLE}
-"""
-_BY_EVENT: Final = f"""
+""")
+_BY_EVENT: Final = DriverText(f"""
 SELECT s.id, e.seq, coalesce(next.bytes_before, s.total_bytes)
 FROM event AS e
 JOIN session AS s ON s.id = e.session
 LEFT JOIN event AS next ON next.session = e.session AND next.seq = e.seq + 1
 WHERE e.position > :low AND e.position <= :high AND {_ELIGIBLE}
 ORDER BY e.position
-"""
-_NEXT_POSITION: Final = "SELECT min(position) FROM event WHERE position > :low"
+""")
+_NEXT_POSITION: Final = DriverText("SELECT min(position) FROM event WHERE position > :low")
 
 
 def retained_bytes(conn: Connection) -> int:
@@ -102,7 +103,7 @@ class _Taking:
         low = self._next_position(0)
         while low is not None:
             step = {"low": low - 1, "high": low - 1 + BUDGET_STEP_POSITIONS}
-            found = self._conn.exec_driver_sql(_BY_SESSION, step).all()
+            found = self._conn.exec_driver_sql(_BY_SESSION.on(self._conn), step).all()
             if sum(max(after - self._start_of(key), 0) for key, _, after in found) >= self.needed:
                 self._take_one_by_one(step)
                 return
@@ -111,7 +112,7 @@ class _Taking:
             low = self._next_position(step["high"])
 
     def _take_one_by_one(self, step: dict[str, int]) -> None:
-        rows = self._conn.exec_driver_sql(_BY_EVENT, step)
+        rows = self._conn.exec_driver_sql(_BY_EVENT.on(self._conn), step)
         for key, seq, after in rows:
             self._take(key, seq, after)
             if self.needed <= 0:
@@ -119,7 +120,7 @@ class _Taking:
         rows.close()
 
     def _next_position(self, after: int) -> int | None:
-        found: int | None = self._conn.exec_driver_sql(_NEXT_POSITION, {"low": after}).scalar()
+        found: int | None = self._conn.exec_driver_sql(_NEXT_POSITION.on(self._conn), {"low": after}).scalar()
         return found
 
     def _take(self, key: int, seq: int, bytes_after: int) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from aegis_store.database import Database
+from aegis_store.any_database import AnyDatabase
 from aegis_store.errors import InvalidSession, shown
 from aegis_store.retention.limits import policy_in_force
 from aegis_store.retention.plan import PrunePlan, truncation_of
@@ -12,7 +12,7 @@ from aegis_store.retention.truncate import bury
 from aegis_store.sessions import row_of
 
 
-def delete_session(db: Database, session_id: str) -> None:
+def delete_session(db: AnyDatabase, session_id: str) -> None:
     """See `EventStore.delete_session`."""
     with db.write() as conn:
         row = row_of(conn, session_id)

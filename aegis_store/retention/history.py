@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, false, func, select
 
+from aegis_store.any_database import locking
+from aegis_store.driver_text import DriverText
 from aegis_store.errors import shown
 from aegis_store.events import Status, from_us, to_us
 from aegis_store.record_copy import intact
@@ -25,18 +27,18 @@ SESSION_ROW: Final[Select[Any]] = select(
 # parameters: through SQLAlchemy's compiler a plan over 2,000 sessions took twice as long.
 _HALVING: Final = """
 WITH RECURSIVE span(low, high) AS (
-  VALUES (:low, :high)
+  VALUES (CAST(:low AS BIGINT), CAST(:high AS BIGINT))
   UNION ALL
   SELECT CASE WHEN e.{column} < :bound THEN e.seq + 1 ELSE low END, CASE WHEN e.{column} < :bound THEN high ELSE e.seq END
   FROM span JOIN event AS e ON e.session = :session AND e.seq = (low + high) / 2 WHERE low < high
 ) SELECT low FROM span WHERE low = high
 """
-_BY_TIME: Final = _HALVING.format(column="recorded_at")
-_BY_BYTES: Final = _HALVING.format(column="bytes_before")
-_UNSORTED: Final = """
+_BY_TIME: Final = DriverText(_HALVING.format(column="recorded_at"))
+_BY_BYTES: Final = DriverText(_HALVING.format(column="bytes_before"))
+_UNSORTED: Final = DriverText("""
 SELECT seq FROM event WHERE session = :session AND seq >= :low AND seq < :high AND recorded_at >= :bound ORDER BY seq LIMIT 1
-"""
-_EVENT: Final = "SELECT bytes_before, recorded_at FROM event WHERE session = :session AND seq = :seq"
+""")
+_EVENT: Final = DriverText("SELECT bytes_before, recorded_at FROM event WHERE session = :session AND seq = :seq")
 
 
 _BY_KEY: Final = SESSION_ROW.where(session.c.id == bindparam("key"))
@@ -44,7 +46,7 @@ _BY_KEY: Final = SESSION_ROW.where(session.c.id == bindparam("key"))
 
 def session_row(conn: Connection, key: int) -> Row[Any] | None:
     """The row of that session, without its metadata; None if it is gone. `StoreCorrupt` if it is not what was written."""
-    row = conn.execute(_BY_KEY, {"key": key}).one_or_none()
+    row = conn.execute(locking(conn, _BY_KEY), {"key": key}).one_or_none()
     if row is not None:
         check_intact(conn, row.intact, f"session {shown(row.session_id)}")
     return row
@@ -92,17 +94,17 @@ class StoredHistory:
         """`bytes_before` and `recorded_at` (microseconds since the epoch) of a retained event."""
         return self._found(_EVENT, seq=seq)
 
-    def _halved(self, query: str, low: int, bound: int) -> int:
+    def _halved(self, query: DriverText, low: int, bound: int) -> int:
         return int(self._found(query, low=low, high=self._row.last_seq + 1, bound=bound)[0])
 
-    def _found(self, query: str, **parameters: int) -> Row[Any]:
+    def _found(self, query: DriverText, **parameters: int) -> Row[Any]:
         row = self._one(query, **parameters)
         if row is None:
             raise damaged(self._conn, f"events of session {shown(self._row.session_id)} are missing")
         return row
 
-    def _one(self, query: str, **parameters: int) -> Row[Any] | None:
-        return self._conn.exec_driver_sql(query, {"session": self._row.id, **parameters}).fetchone()
+    def _one(self, query: DriverText, **parameters: int) -> Row[Any] | None:
+        return self._conn.exec_driver_sql(query.on(self._conn), {"session": self._row.id, **parameters}).fetchone()
 
 
 # Over all sessions: each costs two look-ups, however many events it has.

@@ -4,7 +4,7 @@ import logging
 from dataclasses import asdict, replace
 from typing import Final
 
-from aegis_store.database import Database
+from aegis_store.any_database import AnyDatabase
 from aegis_store.errors import plural, shown
 from aegis_store.log import log
 from aegis_store.retention.plan import PrunePlan
@@ -14,7 +14,7 @@ from aegis_store.retention.runs import Totals, Trigger
 _NAMES: Final[dict[str, str]] = {"startup": "startup job", "maintenance": "maintenance"}
 
 
-def run_job(db: Database, plan: PrunePlan, *, trigger: Trigger, guard: Guard | None = None) -> None:
+def run_job(db: AnyDatabase, plan: PrunePlan, *, trigger: Trigger, guard: Guard | None = None) -> None:
     """Carry the plan out, or in mode `warn` say what it would remove. One line in the log if there is anything to say.
 
     What is left of deleted sessions goes in either mode: somebody asked for that by name.

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row, Select, func, select, update
 
-from aegis_store.database import Database
+from aegis_store.any_database import AnyDatabase, keep_appends_out
 from aegis_store.errors import InvalidPolicy, SessionNotFound
 from aegis_store.events import EPOCH, Session, from_us
 from aegis_store.record_copy import intact
@@ -84,7 +84,7 @@ def checked(policy: RetentionPolicy) -> RetentionPolicy:
     return policy
 
 
-def set_policy(db: Database, policy: RetentionPolicy) -> None:
+def set_policy(db: AnyDatabase, policy: RetentionPolicy) -> None:
     """Put `policy` in force. A lower cap removes what it does not allow, then holds.
 
     Interrupted, the old policy is in force, and some sessions have lost part of what the new one would have removed.
@@ -102,6 +102,7 @@ def set_policy(db: Database, policy: RetentionPolicy) -> None:
             with suppress(SessionNotFound):  # deleted meanwhile
                 _shrink(db, row.session_id, cap_of_heir)
         with db.write() as conn:
+            keep_appends_out(conn)
             # Writers went on meanwhile. What they added goes together with the change, if it is little; else once more.
             late = conn.execute(_over(cap)).all()
             is_little = sum(_excess(row, cap) for row in late) <= PRUNE_SLICE_EVENTS
@@ -110,7 +111,7 @@ def set_policy(db: Database, policy: RetentionPolicy) -> None:
                 return
 
 
-def adopt(db: Database, policy: RetentionPolicy | None) -> bool:
+def adopt(db: AnyDatabase, policy: RetentionPolicy | None) -> bool:
     """Put `policy` in force if the store holds no session, and its own policy is still that of a new store.
 
     Whether that changed anything.
@@ -118,6 +119,7 @@ def adopt(db: Database, policy: RetentionPolicy | None) -> bool:
     if policy is None or policy == RetentionPolicy():
         return False
     with db.write() as conn:
+        keep_appends_out(conn)
         is_new = conn.execute(select(session.c.id).limit(1)).first() is None and policy_in_force(conn) == RetentionPolicy()
         if is_new:
             _put_in_force(conn, _stored(policy))
@@ -154,7 +156,7 @@ def _shrink_once(conn: Connection, row: Row[Any], cap: int) -> bool:
     return truncate_slice(conn, row, row.last_seq + 1 - cap, "max_events").events >= _excess(row, cap)
 
 
-def _shrink(db: Database, session_id: str, cap_in_force: _CapInForce) -> None:
+def _shrink(db: AnyDatabase, session_id: str, cap_in_force: _CapInForce) -> None:
     """Remove slice by slice what the cap does not allow."""
     while True:
         started = time.monotonic()
@@ -165,7 +167,7 @@ def _shrink(db: Database, session_id: str, cap_in_force: _CapInForce) -> None:
         let_writers_through(time.monotonic() - started)
 
 
-def change_session(db: Database, session_id: str, changes: Mapping[str, Any]) -> Session:
+def change_session(db: AnyDatabase, session_id: str, changes: Mapping[str, Any]) -> Session:
     """Write checked `changes` to a session. A lower `max_events` removes what it does not allow, then holds."""
 
     def new_cap(conn: Connection, row: Row[Any]) -> int:

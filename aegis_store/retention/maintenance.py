@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, or_, select, update
 
-from aegis_store.database import Database
+from aegis_store.any_database import AnyDatabase
 from aegis_store.errors import AegisStoreError, StoreClosed
 from aegis_store.log import log
 from aegis_store.retention.find import plan
@@ -43,7 +43,7 @@ class Maintenance:
     off by that is rolled back as after any death.
     """
 
-    def __init__(self, db: Database, every: timedelta) -> None:
+    def __init__(self, db: AnyDatabase, every: timedelta) -> None:
         self._db = db
         self._every = every
         self._me = f"{os.getpid()}-{secrets.token_hex(4)}"

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row
 
-from aegis_store.database import Database
+from aegis_store.any_database import AnyDatabase
 from aegis_store.retention import budget
 from aegis_store.retention.archive import Archive
 from aegis_store.retention.history import StoredHistory, session_row, state_of
@@ -61,7 +61,7 @@ class PruneReport:
 
 
 def carry_out(
-    db: Database,
+    db: AnyDatabase,
     plan: PrunePlan,
     *,
     trigger: Trigger,
@@ -103,14 +103,14 @@ def carry_out(
     )
 
 
-def report_only(db: Database, plan: PrunePlan, *, trigger: Trigger) -> None:
+def report_only(db: AnyDatabase, plan: PrunePlan, *, trigger: Trigger) -> None:
     """Leave word of what the plan would remove, and remove nothing: what mode `warn` asks for."""
     run = Run(plan.now, trigger)
     run.totals = Totals.of(plan)
     run.finish(db, "reported")
 
 
-def _finish_in_vain(db: Database, run: Run, error: BaseException) -> None:
+def _finish_in_vain(db: AnyDatabase, run: Run, error: BaseException) -> None:
     """Leave word of a run that ends early. If that fails too, its row says so by having no outcome."""
     outcome = f"failed: {type(error).__name__}" if isinstance(error, Exception) else "interrupted"
     try:
@@ -132,7 +132,7 @@ class _Work:
 
     def __init__(
         self,
-        db: Database,
+        db: AnyDatabase,
         plan: PrunePlan,
         run: Run,
         on_progress: OnProgress | None,
@@ -199,8 +199,8 @@ class _Work:
     def _slice(self, truncation: Truncation, keep_from_seq: int, *, first: bool) -> Removed:
         with self._db.write() as conn:
             began_s = time.monotonic()  # once the store was free
-            self._check_guard(conn)
             due = self._due(conn, truncation, self._slice_events)
+            self._check_guard(conn)  # after the session's row: an append takes the two in this order
             if due is None:
                 return NOTHING
             keep_from_seq = min(due.keep_from_seq, keep_from_seq)
@@ -260,8 +260,8 @@ class _Work:
     def _forget(self, truncation: Truncation) -> None:
         """Delete the record of a session whose events have gone, if that is still asked for."""
         with self._db.write() as conn:
-            self._check_guard(conn)
             row = session_row(conn, truncation.key)
+            self._check_guard(conn)
             if row is None or row.first_seq <= row.last_seq:
                 return
             if row.session_id is not None:

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from aegis_store.database import Database
+from aegis_store.any_database import AnyDatabase
 from aegis_store.events import checked_count, from_us, to_us
 from aegis_store.record_copy import intact
 from aegis_store.retention.plan import PrunePlan
@@ -119,7 +119,7 @@ class Run:
     def committed(self, made: int, totals: Totals) -> None:
         self.id, self.totals = made, totals
 
-    def finish(self, db: Database, outcome: str) -> None:
+    def finish(self, db: AnyDatabase, outcome: str) -> None:
         with db.write() as conn:
             made = self.write(conn, self.totals, outcome)
         self.id = made

@@ -14,7 +14,7 @@ import logging
 import os
 from datetime import timedelta
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from aegis_store import backup as backups
 from aegis_store import creation, driver, file_system, gate, migrate, redaction
@@ -26,7 +26,6 @@ from aegis_store.doctor import DoctorReport, doctor
 from aegis_store.errors import InvalidInput, StoreBusy, StoreFull, StoreUnavailable, shown
 from aegis_store.events import checked_count
 from aegis_store.log import log
-from aegis_store.postgres.server import Server
 from aegis_store.redaction import Redact
 from aegis_store.retention.compact import CompactReport, compact
 from aegis_store.retention.compact import OnProgress as OnCompacted
@@ -34,6 +33,7 @@ from aegis_store.retention.jobs import run_job
 from aegis_store.retention.maintenance import Maintenance
 from aegis_store.schema import HEAD
 from aegis_store.scope import Scope
+from aegis_store.server import Server
 from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS, DEFAULT_MAINTAIN_EVERY
 from aegis_store.store.scoped import Parts, ScopedStore
 from aegis_store.target import Target
@@ -100,6 +100,10 @@ class EventStore(Parts):
         checked_count("busy_timeout_ms", busy_timeout_ms, 0, 2**31 - 1)
         if maintain_every is not None and (not isinstance(maintain_every, timedelta) or maintain_every <= timedelta(0)):
             raise InvalidInput(f"maintain_every must be a timedelta over 0, or None, not {shown(maintain_every)}")
+        server = Server.of(target)
+        if server is not None:
+            options: dict[str, Any] = {"durability": durability, "read_only": read_only, "busy_timeout_ms": busy_timeout_ms}
+            return cls(_on_server(server, create=create, **options))._begun(prune_on_open, maintain_every)
         place = Target.of(target)
         file_system.refuse_network(place, allow=allow_network_file_system)
         if create and not read_only:
@@ -113,16 +117,7 @@ class EventStore(Parts):
             busy_timeout_ms=busy_timeout_ms,
             redact=redaction.checked(redact),
         )
-        store = cls(db)
-        try:
-            if prune_on_open and not read_only:
-                store._prune_at_start()
-            if maintain_every is not None and not read_only:
-                store._maintenance = Maintenance(db, maintain_every)
-        except BaseException:
-            store.close()
-            raise
-        return store
+        return cls(db)._begun(prune_on_open, maintain_every)
 
     @staticmethod
     def upgrade(target: str | os.PathLike[str], *, on_progress: migrate.OnMigrated | None = None) -> tuple[str | None, str]:
@@ -214,12 +209,35 @@ class EventStore(Parts):
     def __repr__(self) -> str:
         return f"<EventStore {shown(str(self._db.target))}>"
 
+    def _begun(self, prune_on_open: bool, maintain_every: timedelta | None) -> Self:
+        """This store, with the startup job done and its maintenance started; closed if that fails."""
+        try:
+            if prune_on_open and not self._db.read_only:
+                self._prune_at_start()
+            if maintain_every is not None and not self._db.read_only:
+                self._maintenance = Maintenance(self._db, maintain_every)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
     def _prune_at_start(self) -> None:
         try:
             run_job(self._db, self.plan_prune(), trigger="startup")
         except (StoreBusy, StoreFull) as error:
             told = "startup job put off, the store is open all the same: %s"
             log(logging.WARNING, "startup_put_off", self._db.target, told, error, error=type(error).__name__)
+
+
+def _on_server(server: Server, *, create: bool, read_only: bool, **options: Any) -> Database:
+    """The connections to a store on PostgreSQL. What is not there yet asks for the other kind (`_needs_sqlite`)."""
+    from aegis_store.postgres import deploy  # noqa: PLC0415 - psycopg is not everybody's
+    from aegis_store.postgres.database import PostgresDatabase  # noqa: PLC0415
+
+    if create and not read_only and deploy.revision(server) == "base":
+        deploy.upgrade(server)
+    deploy.check(server)
+    return cast(Database, PostgresDatabase(server, read_only=read_only, **options))
 
 
 def _must_be_immutable(target: Target) -> bool:

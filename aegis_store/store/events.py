@@ -100,8 +100,9 @@ class Events(OpenStore):
         it was removed, `EventsTruncated` is raised, or with `on_gap="skip"` what is retained is returned. A cursor beyond the
         last position ever given raises `CursorAhead`. Raises `InvalidInput`.
         """
+        settled = self._db.settled_position()
         with self._db.read() as conn:
-            page = read.page_of_all(conn, after_position=after_position, limit=limit, on_gap=on_gap)
+            page = read.page_of_all(conn, after_position=after_position, limit=limit, on_gap=on_gap, settled=settled)
         if page.is_truncated:
             self._db.metrics.read_truncated()
         return page.events
@@ -155,6 +156,7 @@ class Events(OpenStore):
         At the call it raises `InvalidInput`, `SessionNotFound`, `CursorAhead`, `EventsTruncated`; later `SessionNotFound`
         when the session is deleted, and the other two when they come to be true. Use each iterator in one thread at a time.
         """
+        self._needs_sqlite("follow")
         timeout_s = follow.checked_timeout_s(timeout)
         follower = self._following(session_id, after=after, last=last, types=types, on_gap=on_gap)
         return follow.stream(self._db, follower, timeout_s)

@@ -19,6 +19,7 @@ class Overview(OpenStore):
         `stats().as_metrics()` is a plain mapping, for the metrics of a host. Looks at the
         session records, and at an event of each session that has lost some of its events and holds others.
         """
+        self._needs_sqlite("stats")
         with self._db.read() as conn:
             return stats.stats(conn, self._db.target, self._db.metrics)
 
@@ -29,6 +30,7 @@ class Overview(OpenStore):
         of these it reads no payload and verifies no checksum. Beside that it costs 0.4 µs a session: with 1,000,000
         events of 2,000 sessions some 15 ms here, of 20,000 sessions 35.
         """
+        self._needs_sqlite("overview")
         with self._db.read() as conn:
             return overview.of_store(
                 conn, self._db.target, self._db.metrics, self._maintenance.state if self._maintenance else None
@@ -40,12 +42,14 @@ class Overview(OpenStore):
         Of those it reads no payload and verifies no checksum, but for the `last` (0 to 1,000) events, which come as by `read`.
         Raises `SessionNotFound`, `InvalidInput`.
         """
+        self._needs_sqlite("session_overview")
         checked_count("last", last, 0, MAX_PAGE_EVENTS)
         with self._db.read() as conn:
             return overview.of_session(conn, session_id, last)
 
     def health(self) -> Health:
         """Whether the store is well, and what to look at if not. Looks at no session: it costs the same in every store."""
+        self._needs_sqlite("health")
         with self._db.read() as conn:
             return health(conn, self._db.target, self._maintenance.state if self._maintenance else None)
 
@@ -60,4 +64,5 @@ class Overview(OpenStore):
         the write-ahead log cannot be begun anew; sessions in short ones. Memory is flat. `on_progress` is called with (events
         looked at, events in the store). Interrupted at any point, nothing was changed.
         """
+        self._needs_sqlite("verify")
         return verify(self._db, on_progress)

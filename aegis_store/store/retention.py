@@ -102,4 +102,5 @@ class Retention(OpenStore):
         Interrupted, what was given back stays so. What is left of pages that are partly filled, `EventStore.compact` packs.
         Raises `InvalidInput`.
         """
+        self._needs_sqlite("reclaim")
         return reclaim(self._db, max_seconds=max_seconds, free_ratio=free_ratio, check=check, on_progress=on_progress)

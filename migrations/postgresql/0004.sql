@@ -139,7 +139,8 @@ DECLARE
   this text := pg_current_xact_id()::text;
 BEGIN
   IF current_setting('aegis.writes', true) IS DISTINCT FROM this THEN
-    PERFORM pg_advisory_xact_lock_shared((16709::bigint << 48) | last_value) FROM event_position;
+    PERFORM pg_advisory_xact_lock_shared((16709::bigint << 48) | CASE WHEN is_called THEN last_value ELSE 0 END)
+    FROM event_position;
     PERFORM set_config('aegis.writes', this, true);
   END IF;
   RETURN nextval('event_position');
@@ -152,7 +153,7 @@ DECLARE
   given bigint := (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM event_position);  -- before the locks
   below bigint;
 BEGIN
-  SELECT min(((classid::bigint & 65535) << 32) | objid::bigint) - 1 INTO below FROM pg_locks
+  SELECT min(((classid::bigint & 65535) << 32) | objid::bigint) INTO below FROM pg_locks
   WHERE locktype = 'advisory' AND objsubid = 1 AND classid::bigint >> 16 = 16709
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database());
   RETURN least(given, below);

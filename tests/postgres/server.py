@@ -22,37 +22,52 @@ from aegis_store import EventStore
 
 URL_VARIABLE = "AEGIS_TEST_POSTGRES_URL"
 
+# Without the triggers that refuse it. The positions begin anew, too.
+_EMPTYING = (
+    "SET session_replication_role = replica",
+    "TRUNCATE event, session, tombstone, removal, prune_run, store RESTART IDENTITY",
+    "INSERT INTO store (id, max_events, max_event_bytes, terminal_grace_us) VALUES (1, 1000, 1048576, 0)",
+    "ALTER SEQUENCE event_position RESTART",
+)
+
 _numbers = itertools.count(1)
 
 
 class Postgres:
-    """A server on which databases are made for the tests, each a copy of one that was migrated once."""
+    """A server with databases for the tests, of which one is migrated, once."""
 
     def __init__(self, url: URL) -> None:
         self._url = url.set(drivername="postgresql+psycopg")
-        self._template = self.new_database()
-        EventStore.upgrade(self.url_of(self._template))
+        self._store = self._new_database()
+        EventStore.upgrade(self.url_of(self._store))
 
     def url_of(self, database: str) -> str:
         return self._url.set(database=database).render_as_string(hide_password=False)
 
-    def new_database(self, template: str = "template1") -> str:
+    def _new_database(self) -> str:
         name = f"aegis_test_{os.getpid()}_{next(_numbers)}"
-        self._execute(f"CREATE DATABASE {name} TEMPLATE {template} ENCODING 'UTF8'")
+        self._execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
         return name
 
     def drop(self, name: str) -> None:
         self._execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     @contextmanager
-    def database(self, *, is_migrated: bool = True) -> Iterator[str]:
-        """The URL of a database that nobody else uses: with an empty store, or with nothing at all."""
-        name = self.new_database(self._template) if is_migrated else self.new_database()
+    def database(self) -> Iterator[str]:
+        """The URL of an empty database that nobody else uses."""
+        name = self._new_database()
         yield self.url_of(name)
         self.drop(name)
 
+    def emptied(self) -> str:
+        """The URL of a store that is as new, the same each time: 20 times as fast as a database of one's own."""
+        with connect(self.url_of(self._store)) as connection:
+            for statement in _EMPTYING:
+                connection.execute(statement.encode())
+        return self.url_of(self._store)
+
     def close(self) -> None:
-        self.drop(self._template)
+        self.drop(self._store)
 
     def _execute(self, sql: str) -> None:
         with connect(self._url) as connection:

@@ -51,14 +51,14 @@ def range_of(shell: Shell, session_id: str = "s") -> Any:
 
 
 def test_upgrade_makes_a_store_and_finds_it_the_next_time(postgres: Postgres) -> None:
-    with postgres.database(is_migrated=False) as url:
+    with postgres.database() as url:
         assert EventStore.upgrade(url) == (None, schema.HEAD)
         assert EventStore.upgrade(url) == (schema.HEAD, schema.HEAD)
 
 
 @pytest.mark.parametrize("partitions", [0, 16])
 def test_alembic_makes_the_same_store_in_partitions_or_not(postgres: Postgres, partitions: int) -> None:
-    with postgres.database(is_migrated=False) as url:
+    with postgres.database() as url:
         finished(alembic("-x", f"url={url}", "-x", f"partitions={partitions}", "upgrade", "head"))
         assert EventStore.upgrade(url) == (schema.HEAD, schema.HEAD)
         with connect(url) as shell:
@@ -87,7 +87,7 @@ def test_each_key_of_event_begins_with_the_session(shell: Shell) -> None:
 
 
 def test_a_schema_that_another_program_migrates_is_refused(postgres: Postgres) -> None:
-    with postgres.database(is_migrated=False) as url:
+    with postgres.database() as url:
         with connect(url) as shell:
             shell.execute("CREATE TABLE alembic_version (version_num text)")
             shell.execute("INSERT INTO alembic_version VALUES ('ab12')")
@@ -96,7 +96,7 @@ def test_a_schema_that_another_program_migrates_is_refused(postgres: Postgres) -
 
 
 def test_a_number_of_partitions_that_is_none_is_refused(postgres: Postgres) -> None:
-    with postgres.database(is_migrated=False) as url:
+    with postgres.database() as url:
         said = failed(alembic("-x", f"url={url}", "-x", "partitions=many", "upgrade", "head"))
         assert "partitions must be a whole number" in said
 

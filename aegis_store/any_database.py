@@ -1,0 +1,58 @@
+"""What the functions that read and write a store ask of its connections: SQLite's `Database`, and `PostgresDatabase`."""
+
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Protocol
+
+from sqlalchemy import Connection, Select
+
+from aegis_store.metrics import Metrics
+from aegis_store.server import Server
+from aegis_store.target import Target
+
+Dialect = Literal["sqlite", "postgresql"]
+Rows = list[tuple[Any, ...]]
+
+
+class AnyDatabase(Protocol):
+    """The connections of one open store, safe for threads."""
+
+    @property
+    def dialect(self) -> Dialect: ...
+
+    @property
+    def target(self) -> Target | Server: ...
+
+    @property
+    def metrics(self) -> Metrics: ...
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """One snapshot: everything read inside belongs to the same moment."""
+
+    def write(self) -> AbstractContextManager[Connection]:
+        """One transaction, committed at the end, rolled back on any exception."""
+
+    def execute_alone(self, sql: str, parameters: dict[str, Any], size_bytes: int = 0) -> Rows:
+        """The statement of an append, committed when this returns. Raises `ConstraintRefused`."""
+
+    def settled_position(self) -> int | None:
+        """The position up to which no event can appear any more; None where events appear in the order of their positions.
+
+        Ask before the snapshot is taken that reads them.
+        """
+
+    def checkpoint(self) -> None:
+        """Bring what the log holds into the database, where that is not the database's own affair."""
+
+    def check_writable(self) -> None:
+        """Raise `StoreClosed` or `ReadOnlyStore` if nothing can be written through this object."""
+
+
+def locking(conn: Connection, query: Select[Any]) -> Select[Any]:
+    """The query, whose rows stay as they are until a transaction that writes ends: where writers do not take turns."""
+    return query.with_for_update() if conn.get_execution_options().get("locks_rows") else query
+
+
+def keep_appends_out(conn: Connection) -> None:
+    """No append is under way, and none begins, until this transaction ends: in SQLite because it writes at all."""
+    if conn.dialect.name == "postgresql":
+        conn.exec_driver_sql("LOCK TABLE session IN EXCLUSIVE MODE")

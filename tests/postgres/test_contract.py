@@ -1,0 +1,33 @@
+"""The contract on PostgreSQL: the tests of appends, reads and sessions that ask nothing of SQLite itself, once more."""
+
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+
+from tests import test_append, test_read, test_sessions
+from tests.test_read import mixed as mixed
+from tests.test_read import woven as woven
+
+_ASKS_SQLITE = ("statements_of", "vm_steps", "steps_of", "._db")
+_FIXTURES_OF_SQLITE = {"shell", "path", "tmp_path", "large_store", "monkeypatch"}
+
+
+def contract(module: ModuleType) -> dict[str, Callable[..., None]]:
+    found: dict[str, Callable[..., None]] = {}
+    for name, test in vars(module).items():
+        if not name.startswith("test_") or not inspect.isfunction(test):
+            continue
+        source = inspect.getsource(test)
+        asks_sqlite = not _FIXTURES_OF_SQLITE.isdisjoint(inspect.signature(test).parameters)
+        if not asks_sqlite and not any(word in source for word in _ASKS_SQLITE):
+            found[f"{name}__of_{module.__name__.rpartition('.')[2]}"] = test
+    return found
+
+
+for _module in (test_append, test_read, test_sessions):
+    globals().update(contract(_module))
+
+
+def test_most_of_the_contract_is_here() -> None:
+    """So that no change to a fixture's name takes tests away unseen."""
+    assert len([name for name in globals() if name.startswith("test_")]) > 120

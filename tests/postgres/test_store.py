@@ -1,0 +1,105 @@
+"""What PostgreSQL adds to the contract: events that are committed late, lost connections, passwords, what is not there yet."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from aegis_store import EventStore, NewEvent, RetentionPolicy, StoreUnavailable
+from tests.postgres.server import connect
+from tests.postgres.test_schema import fill
+
+OpenStore = Callable[..., EventStore]
+Shell = psycopg.Connection[Any]
+
+
+@pytest.fixture
+def shell(postgres_url: str) -> Iterator[Shell]:
+    with connect(postgres_url) as connection:
+        yield connection
+
+
+def positions(store: EventStore, after: int | None = None) -> list[int]:
+    return [event.position for event in store.read_all(after_position=after)]
+
+
+def test_read_all_does_not_pass_an_event_whose_transaction_commits_late(store: EventStore, shell: Shell) -> None:
+    store.create_session("late")
+    store.create_session("early")
+    store.append("early", "t", 0)
+    with shell.transaction():
+        fill(shell, 1, "late")  # position 2, which nobody sees yet
+        store.append("early", "t", 1)  # position 3 is committed before it
+        assert positions(store) == [1]
+    assert positions(store, after=1) == [2, 3]
+
+
+def test_read_all_goes_on_when_the_late_transaction_was_rolled_back(store: EventStore, shell: Shell) -> None:
+    store.create_session("late")
+    store.create_session("early")
+    with shell.transaction(force_rollback=True):
+        fill(shell, 1, "late")
+        store.append("early", "t", 1)
+        assert positions(store) == []
+    assert positions(store) == [2]
+
+
+def test_a_transaction_that_writes_no_event_hides_none(store: EventStore, shell: Shell) -> None:
+    store.create_session("s")
+    with shell.transaction():
+        shell.execute("CREATE TABLE beside (x int)")
+        store.append("s", "t", 1)
+        assert positions(store) == [1]
+        shell.execute("DROP TABLE beside")
+
+
+def test_a_lost_connection_is_told_and_the_next_call_connects_again(store: EventStore, shell: Shell) -> None:
+    store.create_session("s")
+    store.append("s", "t", 1, event_id="e")
+    shell.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'aegis-store'")
+    with pytest.raises(StoreUnavailable, match="no connection"):
+        store.append("s", "t", 2, event_id="f")
+    assert store.append("s", "t", 2, event_id="f").seq == 2
+    assert [event.payload for event in store.read("s").events] == [1, 2]
+
+
+def test_no_password_shows(open_store: OpenStore) -> None:
+    for url in (
+        "postgresql+psycopg://me:geheim@127.0.0.1:1/x",
+        "postgresql+psycopg://127.0.0.1:1/x?user=me&password=geheim",
+        "postgresql://me:geheim@127.0.0.1:1/x",
+        "postgresql+psycopg://me:geheim@127.0.0.1:port/x",
+    ):
+        with pytest.raises(StoreUnavailable) as caught:
+            EventStore.open(url)
+        assert "geheim" not in f"{caught.value} {caught.value!r} {caught.value.__dict__}"
+        assert caught.value.__cause__ is None
+
+
+def test_a_prune_removes_what_the_policy_asks_for(store: EventStore) -> None:
+    for name in ("ended", "large"):
+        store.create_session(name)
+        store.append_many(name, [NewEvent(type="t", payload="x" * 100) for _ in range(10)])
+    store.set_status("ended", "completed")
+    store.set_retention_policy(RetentionPolicy(max_bytes=510, max_total_bytes=10**6))
+    report = store.prune()
+    assert dict(report.events_by_reason) == {"terminal_grace": 10, "max_bytes": 5}
+    assert store.get_session("large").event_count == 5
+    assert store.prune().events_removed == 0
+
+
+def test_a_lower_cap_removes_first_and_a_deleted_session_goes_on_counting(store: EventStore) -> None:
+    store.create_session("s")
+    store.append_many("s", [NewEvent(type="t", payload=n) for n in range(10)])
+    store.set_retention_policy(RetentionPolicy(max_events=3))
+    assert [event.seq for event in store.read("s").events] == [8, 9, 10]
+    store.delete_session("s")
+    store.create_session("s")
+    assert store.append("s", "t", 1).seq == 11
+
+
+@pytest.mark.parametrize("method", ["stats", "overview", "health", "verify", "follow", "reclaim"])
+def test_what_is_not_there_yet_says_so(store: EventStore, method: str) -> None:
+    with pytest.raises(StoreUnavailable, match=f"{method} is not there on PostgreSQL yet"):
+        getattr(store, method)()
