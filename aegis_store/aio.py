@@ -18,11 +18,12 @@ from aegis_store import append as appends
 from aegis_store import follow as following
 from aegis_store.append import Prepared
 from aegis_store.connections import Durability
-from aegis_store.errors import StoreClosed
+from aegis_store.errors import StoreClosed, StoreUnavailable
 from aegis_store.events import Event, EventsMissed, Json
 from aegis_store.metrics import now_ns
 from aegis_store.read import OnGap
 from aegis_store.redaction import Redact
+from aegis_store.server import Server
 from aegis_store.settings import (
     DEFAULT_BUSY_TIMEOUT_MS,
     DEFAULT_MAINTAIN_EVERY,
@@ -118,6 +119,9 @@ class AsyncEventStore:
         redact: Redact | None = None,
     ) -> "_Opening":
         """As `EventStore.open`; `async with AsyncEventStore.open(…) as store`, or `store = await AsyncEventStore.open(…)`."""
+        server = Server.of(target)
+        if server is not None:
+            raise StoreUnavailable(store=str(server), detail="AsyncEventStore is not there on PostgreSQL yet")
         return _Opening(
             functools.partial(
                 EventStore.open,

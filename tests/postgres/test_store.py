@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from aegis_store import EventStore, NewEvent, RetentionPolicy, StoreUnavailable
+from aegis_store import AsyncEventStore, EventStore, NewEvent, RetentionPolicy, StoreUnavailable
 from tests.postgres.server import connect
 from tests.postgres.test_schema import fill
 
@@ -103,3 +103,8 @@ def test_a_lower_cap_removes_first_and_a_deleted_session_goes_on_counting(store:
 def test_what_is_not_there_yet_says_so(store: EventStore, method: str) -> None:
     with pytest.raises(StoreUnavailable, match=f"{method} is not there on PostgreSQL yet"):
         getattr(store, method)()
+
+
+def test_asyncio_is_not_there_yet(postgres_url: str) -> None:
+    with pytest.raises(StoreUnavailable, match="AsyncEventStore is not there on PostgreSQL yet"):
+        AsyncEventStore.open(postgres_url)
