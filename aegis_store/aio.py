@@ -180,7 +180,9 @@ class AsyncEventStore:
             patience = self._loop.call_later(db.patience_s, self._lose_patience, statement)
             await statement.future
         except NoTurn:
-            return await self._run(functools.partial(db.execute_round_the_line, prepared.sql["sqlite"], prepared.parameters, asked_s))
+            return await self._run(
+                functools.partial(db.execute_round_the_line, prepared.sql["sqlite"], prepared.parameters, asked_s)
+            )
         except asyncio.CancelledError:
             await self._left(statement)
             raise

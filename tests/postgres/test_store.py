@@ -1,10 +1,13 @@
 """What PostgreSQL adds to the contract: events that are committed late, lost connections, passwords, what is not there yet."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from aegis_store import AsyncEventStore, EventStore, NewEvent, RetentionPolicy, StoreUnavailable
 from tests.postgres.server import connect
@@ -108,3 +111,16 @@ def test_what_is_not_there_yet_says_so(store: EventStore, method: str) -> None:
 def test_asyncio_is_not_there_yet(postgres_url: str) -> None:
     with pytest.raises(StoreUnavailable, match="AsyncEventStore is not there on PostgreSQL yet"):
         AsyncEventStore.open(postgres_url)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_upgrade_prints_no_password(postgres_url: str, options: list[str]) -> None:
+    url = make_url(postgres_url).set(password="geheim").render_as_string(hide_password=False)
+    done = subprocess.run(
+        [sys.executable, "-c", "from aegis_store.cli import main; main()", "upgrade", "--db", url, *options],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "0004" in done.stdout
+    assert "geheim" not in done.stdout + done.stderr
