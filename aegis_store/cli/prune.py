@@ -82,7 +82,7 @@ def prune(
         if not as_json:
             _show_plan(plan)
         report = _carry_out(store, plan, archive) if acts else None
-        free_bytes = store.health().free_bytes
+        free_bytes = report.reclaimable_bytes if report else store.health().free_bytes
     if as_json:
         show_json({"plan": plan_fields(plan), "report": asdict(report) if report else None})
         return
