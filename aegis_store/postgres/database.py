@@ -11,6 +11,7 @@ from aegis_store.any_database import Dialect, Rows
 from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreClosed
 from aegis_store.metrics import Metrics
 from aegis_store.postgres.errors import errors_of
+from aegis_store.redaction import Redact
 from aegis_store.server import Server
 
 _SYNCHRONOUS: Final = {"power": "on", "process": "off"}
@@ -25,11 +26,14 @@ class PostgresDatabase:
 
     dialect: Dialect = "postgresql"
 
-    def __init__(self, server: Server, *, durability: str, read_only: bool, busy_timeout_ms: int) -> None:
+    def __init__(
+        self, server: Server, *, durability: str, read_only: bool, busy_timeout_ms: int, redact: Redact | None = None
+    ) -> None:
         self.target = server
         self.durability = durability
         self.read_only = read_only
         self.busy_timeout_ms = busy_timeout_ms
+        self.redact = redact
         self.metrics = Metrics()
         self._process = os.getpid()
         self._closed: str | None = None

@@ -102,8 +102,9 @@ class EventStore(Parts):
             raise InvalidInput(f"maintain_every must be a timedelta over 0, or None, not {shown(maintain_every)}")
         server = Server.of(target)
         if server is not None:
-            options: dict[str, Any] = {"durability": durability, "read_only": read_only, "busy_timeout_ms": busy_timeout_ms}
-            return cls(_on_server(server, create=create, **options))._begun(prune_on_open, maintain_every)
+            options = {"durability": durability, "busy_timeout_ms": busy_timeout_ms, "redact": redaction.checked(redact)}
+            db = _on_server(server, create=create, read_only=read_only, **options)
+            return cls(db)._begun(prune_on_open, maintain_every)
         place = Target.of(target)
         file_system.refuse_network(place, allow=allow_network_file_system)
         if create and not read_only:
