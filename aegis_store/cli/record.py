@@ -61,8 +61,8 @@ def record(
     """
     # The time goes into imports, for which there is no garbage to collect, neither now nor at the end.
     gc.disable()
-    if lenient:  # an agent that loses patience: the event is kept as with Ctrl-C
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if lenient:
+        _be_interrupted_by("SIGTERM", "SIGHUP")
     try:
         _record(
             _received(_sent(lenient=lenient), session_field, type_field, tenant, owner),
@@ -74,6 +74,14 @@ def record(
         )
     finally:
         gc.freeze()
+
+
+def _be_interrupted_by(*names: str) -> None:
+    """An agent that loses patience, or goes: the event is kept as with Ctrl-C."""
+    for name in names:
+        number = getattr(signal, name, None)  # Windows knows no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # under nohup it is not
+            signal.signal(number, signal.default_int_handler)
 
 
 def _busy_timeout_ms(busy_timeout_s: float | None, *, lenient: bool) -> int:

@@ -389,8 +389,8 @@ def test_an_event_that_finds_no_room_in_the_store_waits_until_there_is(run: Run,
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_agent_that_loses_patience_does_not_lose_the_event(run: Run, path: Path, number: int) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_agent_that_loses_patience_does_not_lose_the_event(run: Run, path: Path, name: str) -> None:
     with locked(path):
         command = [*COMMAND, "record", "--lenient", "--busy-timeout", "60", "--db", str(path)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -398,15 +398,15 @@ def test_an_agent_that_loses_patience_does_not_lose_the_event(run: Run, path: Pa
             process.stdin.write(hook())
             process.stdin.close()
             assert path.with_name("aegis.db-lock").exists() or _appears(path.with_name("aegis.db-lock"))
-            process.send_signal(number)
+            process.send_signal(getattr(signal, name))
             assert process.wait(60) == 0
     assert run("spool", "flush").stdout == "1 event brought in.\n"
     assert types(path) == ["PreToolUse"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_agent_that_loses_patience_with_stdin_open_does_not_lose_the_event(path: Path, number: int) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_agent_that_loses_patience_with_stdin_open_does_not_lose_the_event(path: Path, name: str) -> None:
     command = [sys.executable, "-c", WAITS_FOR_STDIN, "record", "--lenient", "--db", str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -415,7 +415,7 @@ def test_an_agent_that_loses_patience_with_stdin_open_does_not_lose_the_event(pa
         process.stdin.write(hook())
         process.stdin.flush()
         assert process.stdout.readline() == b"has come\n"
-        process.send_signal(number)
+        process.send_signal(getattr(signal, name))
         assert process.wait(60) == 0
         assert "stdin is still open and the call interrupted" in process.stderr.read().decode()
     assert types(path) == ["PreToolUse"]
