@@ -40,7 +40,7 @@ from sqlalchemy.schema import CreateIndex
 from aegis_store.triggers import SQLITE_TRIGGERS
 from aegis_store.views import SQLITE_VIEWS
 
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 """The revision that this library works with."""
 
 REVISION_SQL: Final = "SELECT version_num FROM alembic_version"
@@ -159,7 +159,9 @@ session = Table(
 # Lists leave out what was deleted: as a condition of the indexes, it costs them nothing.
 NAMED: Final = text("session_id IS NOT NULL")
 Index("session_by_update", session.c.updated_at, session.c.id, sqlite_where=NAMED)
-Index("session_by_status", session.c.status, session.c.updated_at, session.c.id, sqlite_where=NAMED)
+_BY_STATUS: Final = (session.c.status, session.c.updated_at, session.c.id)
+Index("session_by_status", *_BY_STATUS, sqlite_where=NAMED)
+Index("session_by_owner", session.c.tenant, session.c.owner, *_BY_STATUS, sqlite_where=NAMED)
 
 # Where a prune finds its work: each index holds just the sessions that a limit may concern, in the order of what it asks.
 # An append changes none of the columns in their conditions or keys, but for those of sessions that have ended.
@@ -188,6 +190,8 @@ tombstone = Table(
     Column("record_copy", Text, nullable=False, server_default=""),
     sqlite_strict=True,
 )
+
+Index("tombstone_by_owner", tombstone.c.tenant, tombstone.c.owner)
 
 # A row for each run of a prune that had something to do, kept to the newest thousand.
 prune_run = Table(

@@ -51,7 +51,7 @@ from aegis_store.events import (
 from aegis_store.record_copy import intact
 from aegis_store.schema import NAMED, NO_CAP, event, session, tombstone
 from aegis_store.scope import Scope
-from aegis_store.settings import MAX_PAGE_EVENTS, SCOPED_SCAN
+from aegis_store.settings import MAX_PAGE_EVENTS
 from aegis_store.sqlite_errors import check_intact, damaged
 
 _FIRST: Final = event.alias("first")
@@ -292,29 +292,29 @@ def page(
     cursor: str | None,
     scope: Scope | None = None,
 ) -> SessionPage:
-    """Sessions by falling `updated_at`. A page costs the same wherever in the list it lies, and whatever it filters.
-
-    That of a scope is found among as many of all sessions as a look takes: it may come back short.
-    """
+    """Sessions by falling `updated_at`. A page costs the same wherever in the list it lies, and whatever it filters."""
     checked_count("limit", limit, 1, MAX_PAGE_EVENTS)
-    below: list[ColumnElement[bool]] = []
+    only: list[ColumnElement[bool]] = [] if scope is None else [OWN]
     if updated_after is not None:
-        below.append(session.c.updated_at > _moment("updated_after", updated_after))
+        only.append(session.c.updated_at > _moment("updated_after", updated_after))
     if cursor is not None:
-        below.append(tuple_(session.c.updated_at, session.c.id) < tuple_(*map(literal, _cursor_parts(cursor))))
-    ids = _newest(statuses, below, limit + 1 if scope is None else SCOPED_SCAN)
+        only.append(tuple_(session.c.updated_at, session.c.id) < tuple_(*map(literal, _cursor_parts(cursor))))
+    if scope is not None and statuses is None:
+        statuses = tuple(Status)  # as its index has them
+    ids = _newest(statuses, only, limit + 1)
     listed = ids.outerjoin(session, session.c.id == ids.c.id).outerjoin(_FIRST, _ITS_FIRST)
     query = select(*_RECORD_COLUMNS, ids.c.updated_at.label("listed_at")).select_from(listed)
-    if scope is not None:
-        query = query.where(IN_SCOPE).limit(limit + 1).params(**scope._asdict())
-    rows = conn.execute(query.order_by(ids.c.updated_at.desc(), ids.c.id.desc())).all()
-    is_listed_rightly = len({row.id for row in rows}) == len(rows) and all(row.updated_at == row.listed_at for row in rows)
-    if not is_listed_rightly or (statuses is not None and any(row.status not in statuses for row in rows)):
+    own = {} if scope is None else scope._asdict()
+    rows = conn.execute(query.order_by(ids.c.updated_at.desc(), ids.c.id.desc()), own).all()
+    is_listed_rightly = len({row.id for row in rows}) == len(rows) and all(
+        row.updated_at == row.listed_at
+        and (statuses is None or row.status in statuses)
+        and (scope is None or (row.tenant, row.owner) == scope)
+        for row in rows
+    )
+    if not is_listed_rightly:
         raise damaged(conn, "an index of the sessions is not that of their records")
-    last: Any = rows[limit - 1] if len(rows) > limit else None
-    if scope is not None and last is None:
-        looked_at = conn.execute(select(ids).order_by(ids.c.updated_at, ids.c.id)).all()
-        last = looked_at[0] if len(looked_at) == SCOPED_SCAN else None
+    last = rows[limit - 1] if len(rows) > limit else None
     return SessionPage(
         sessions=[_record(conn, row) for row in rows[:limit]], cursor=f"{last.updated_at}-{last.id}" if last else None
     )

@@ -34,7 +34,7 @@ MAX_TYPES: Final = 100
 # A page that filters by type looks at so many events at the most, found or not: as many as the largest page, 5 ms of work.
 FILTERED_SCAN_EVENTS: Final = 1000
 
-# A page of a scope looks at so many events, or sessions, at the most, and reads no payload of others.
+# A page of a scope looks at so many events at the most, and reads no payload of others.
 SCOPED_SCAN: Final = 1000
 
 # How long a writer waits for another before StoreBusy. Writers hold the file for well under a millisecond; ten

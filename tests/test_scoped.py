@@ -305,26 +305,25 @@ def test_a_list_has_the_scopes_sessions_newest_first(mine: Any, options: dict[st
     assert listed(mine, **options) == ["mine-1", "mine-2", "mine-0"]
 
 
-def test_a_list_among_many_others_comes_in_short_pages_of_bounded_work(store: EventStore) -> None:
-    mine = store.scoped(**ACME)
-    mine.create_session("first")
+def others_have(store: EventStore, count: int) -> None:
+    """So many sessions of others."""
     with store._db.write() as conn:
         conn.exec_driver_sql(
-            "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 2500)"
+            f"WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {count})"
             "INSERT INTO session (session_id, tenant, owner, status, created_at, updated_at)"
             "SELECT 'theirs-' || n, 'evil', 'ci', 'running', 4e15 + n, 4e15 + n FROM n"
         )
-    page = mine.list_sessions()
-    assert (page.sessions, page.cursor is None) == ([], False)
-    assert listed(mine) == ["first"]
-    many = vm_steps(store, mine.list_sessions)
-    with store._db.write() as conn:
-        conn.exec_driver_sql(
-            "INSERT INTO session (session_id, tenant, owner, status, created_at, updated_at)"
-            "SELECT 'more-' || session_id, tenant, owner, status, created_at, updated_at + 2500"
-            " FROM session WHERE tenant = 'evil'"
-        )
-    assert vm_steps(store, mine.list_sessions) <= many
+
+
+@pytest.mark.parametrize("options", [{}, {"statuses": ["running"]}, {"limit": 2}])
+def test_a_list_among_many_others_is_whole_and_no_more_work(store: EventStore, options: dict[str, Any]) -> None:
+    mine = store.scoped(**ACME)
+    for name in "abc":
+        mine.create_session(name)
+    alone = vm_steps(store, lambda: mine.list_sessions(**options))
+    others_have(store, 2500)
+    assert listed(mine, **options) == ["c", "b", "a"]
+    assert vm_steps(store, lambda: mine.list_sessions(**options)) <= alone + 50  # trees grow by a level
 
 
 # Events of all sessions
@@ -414,6 +413,23 @@ def test_looking_for_what_was_removed_does_not_grow_with_the_events_of_others_ei
     few = vm_steps(store, look)
     crowd(store, 5000)
     assert vm_steps(store, look) <= few + 100
+
+
+@pytest.mark.parametrize("look", [lambda mine: mine.read_all(after_position=1), lambda mine: next(mine.follow(last=1))])
+def test_looking_for_what_was_removed_does_not_grow_with_the_sessions_of_others(
+    store: EventStore, look: Callable[[ScopedStore], object]
+) -> None:
+    mine = store.scoped(**ACME)
+    store.create_session("other", **OTHERS[1], max_events=1)
+    store.append_many("other", [NewEvent(type="t", payload=None)] * 2)
+    mine.create_session("s")
+    mine.append("s", "t", 1)
+    store.append("other", "t", None)
+    alone = vm_steps(store, lambda: look(mine))
+    others_have(store, 2500)
+    with store._db.write() as conn:
+        conn.exec_driver_sql("UPDATE session SET session_id = NULL WHERE id % 2 = 0 AND session_id LIKE 'theirs-%'")
+    assert vm_steps(store, lambda: look(mine)) <= alone + 50
 
 
 def test_a_cursor_beyond_the_store_is_ahead_in_a_scope_too(mine: Any) -> None:

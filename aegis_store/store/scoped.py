@@ -161,11 +161,7 @@ class ScopedStore:
         limit: int = DEFAULT_PAGE_EVENTS,
         cursor: str | None = None,
     ) -> SessionPage:
-        """As `EventStore.list_sessions`, of this scope.
-
-        A page looks at 1,000 sessions of the store at the most, of each status that is asked for: it may come back short,
-        even empty, with a cursor; go on until there is none.
-        """
+        """As `EventStore.list_sessions`, of this scope."""
         with self._db.read() as conn:
             return sessions.page(
                 conn, statuses=statuses, updated_after=updated_after, limit=limit, cursor=cursor, scope=self._scope

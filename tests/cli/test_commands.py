@@ -399,7 +399,7 @@ def test_what_a_value_should_be_is_told_in_the_words_of_the_command_line(
 
 
 def test_upgrade_creates_a_store_and_leaves_one_at_head(run: Run, tmp_path: Path) -> None:
-    assert "created at schema 0004" in run("upgrade", "--db", "new.db").stdout
+    assert "created at schema 0005" in run("upgrade", "--db", "new.db").stdout
     assert "already" in run("upgrade", "--db", "new.db").stdout
     assert (tmp_path / "new.db").stat().st_size > 0
 

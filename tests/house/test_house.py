@@ -216,7 +216,7 @@ def test_the_wheel_carries_what_a_deploy_runs(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert "created at schema 0004" in done.stdout, done.stderr
+    assert "created at schema 0005" in done.stdout, done.stderr
 
 
 def test_no_text_names_a_package_registry_and_nothing_is_locked() -> None:

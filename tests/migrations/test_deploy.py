@@ -91,7 +91,7 @@ def test_old_code_is_told_at_its_next_transaction(
     deploy(path)
     with pytest.raises(SchemaMismatch) as caught:
         use(running)
-    assert (caught.value.found, caught.value.expected) == ("0005", schema.HEAD)
+    assert (caught.value.found, caught.value.expected) == ("0006", schema.HEAD)
     assert "start it again" in str(caught.value)
 
 
@@ -254,7 +254,7 @@ def test_an_old_deploy_that_waited_for_a_newer_one_is_told_and_changes_nothing(
 ) -> None:
     with closing(connect(old)) as other:
         other.execute("BEGIN IMMEDIATE")
-        other.execute("UPDATE alembic_version SET version_num = '0005'")
+        other.execute("UPDATE alembic_version SET version_num = '0006'")
         waits: list[float] = []
 
         def sleep(seconds: float) -> None:
@@ -264,7 +264,7 @@ def test_an_old_deploy_that_waited_for_a_newer_one_is_told_and_changes_nothing(
         monkeypatch.setattr("aegis_store.migrate.time.sleep", sleep)
         with pytest.raises(SchemaMismatch) as caught:
             EventStore.upgrade(old)
-    assert (caught.value.found, len(waits)) == ("0005", 3)
+    assert (caught.value.found, len(waits)) == ("0006", 3)
 
 
 def test_a_deploy_tells_how_far_it_has_come(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 URL_VARIABLE = "AEGIS_STORE_URL"
 INDEXES = (
     *("session_by_update", "session_by_status", "session_prunable", "session_forgettable", "session_ageing"),
-    *("session_oversize", "event_by_event_id"),
+    *("session_oversize", "session_by_owner", "event_by_event_id"),
+    "tombstone_by_owner",
 )
 
 
@@ -365,7 +366,7 @@ def test_the_indexes_suit_postgresql() -> None:
         for index in table.indexes
     ]
     assert len(compiled) == len(INDEXES)
-    assert all("WHERE" in sql for sql in compiled)
+    assert all("WHERE" in sql or "tombstone" in sql for sql in compiled)
 
 
 # Later revisions
@@ -374,8 +375,8 @@ REVISION = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0006"
+down_revision = "0005"
 
 
 def upgrade() -> None:
@@ -395,7 +396,7 @@ def checkout_with(directory: Path, last: str) -> Path:
     directory.mkdir()
     shutil.copytree(ROOT / "migrations", directory / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "alembic.ini", directory)
-    (directory / "migrations" / "versions" / "0005_note.py").write_text(REVISION.format(last=last))
+    (directory / "migrations" / "versions" / "0006_note.py").write_text(REVISION.format(last=last))
     return directory / "alembic.ini"
 
 
@@ -427,7 +428,7 @@ def test_a_new_store_whose_second_revision_fails_is_not_made(tmp_path: Path) -> 
 
 def test_a_revision_that_works_moves_the_store(filled: Path, tmp_path: Path) -> None:
     finished(alembic(*url_of(filled), "upgrade", "head", config=checkout_with(tmp_path / "later", "pass")))
-    assert revision(filled) == ["0005"]
+    assert revision(filled) == ["0006"]
     assert ("table", "note") in shape_of_file(filled)
 
 
@@ -435,7 +436,7 @@ def test_the_library_refuses_a_store_that_a_later_revision_has_moved(filled: Pat
     finished(alembic(*url_of(filled), "upgrade", "head", config=checkout_with(tmp_path / "later", "pass")))
     with pytest.raises(SchemaMismatch) as caught:
         EventStore.open(filled)
-    assert (caught.value.found, caught.value.expected) == ("0005", schema.HEAD)
+    assert (caught.value.found, caught.value.expected) == ("0006", schema.HEAD)
     assert "pip install --upgrade" in str(caught.value)
 
 
@@ -443,7 +444,7 @@ def test_the_library_refuses_to_migrate_a_store_that_is_newer(filled: Path, tmp_
     finished(alembic(*url_of(filled), "upgrade", "head", config=checkout_with(tmp_path / "later", "pass")))
     with pytest.raises(SchemaMismatch):
         migrate.upgrade(Target.of(filled))
-    assert revision(filled) == ["0005"]
+    assert revision(filled) == ["0006"]
 
 
 def test_a_migration_that_fails_in_the_library_is_an_error_of_the_library(

@@ -122,5 +122,5 @@ def test_upgrade_prints_no_password(postgres_url: str, options: list[str]) -> No
         text=True,
         check=True,
     )
-    assert "0004" in done.stdout
+    assert "0005" in done.stdout
     assert "geheim" not in done.stdout + done.stderr
