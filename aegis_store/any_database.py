@@ -1,16 +1,19 @@
 """What the functions that read and write a store ask of its connections: SQLite's `Database`, and `PostgresDatabase`."""
 
 from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
-from sqlalchemy import Connection, Select
+from sqlalchemy import Connection, Result, Select
 
 from aegis_store.metrics import Metrics
+from aegis_store.redaction import Redact
 from aegis_store.server import Server
 from aegis_store.target import Target
 
 Dialect = Literal["sqlite", "postgresql"]
 Rows = list[tuple[Any, ...]]
+
+_STREAMED_ROWS: Final = 64  # a payload may have 16 MiB
 
 
 class AnyDatabase(Protocol):
@@ -24,6 +27,9 @@ class AnyDatabase(Protocol):
 
     @property
     def metrics(self) -> Metrics: ...
+
+    @property
+    def redact(self) -> Redact | None: ...
 
     def read(self) -> AbstractContextManager[Connection]:
         """One snapshot: everything read inside belongs to the same moment."""
@@ -43,6 +49,9 @@ class AnyDatabase(Protocol):
     def checkpoint(self) -> None:
         """Bring what the log holds into the database, where that is not the database's own affair."""
 
+    def errors(self) -> AbstractContextManager[None]:
+        """Inside, errors of the driver and SQLAlchemy become those of `aegis_store.errors`."""
+
     def check_writable(self) -> None:
         """Raise `StoreClosed` or `ReadOnlyStore` if nothing can be written through this object."""
 
@@ -50,6 +59,11 @@ class AnyDatabase(Protocol):
 def locking(conn: Connection, query: Select[Any]) -> Select[Any]:
     """The query, whose rows stay as they are until a transaction that writes ends: where writers do not take turns."""
     return query.with_for_update() if conn.get_execution_options().get("locks_rows") else query
+
+
+def streamed(conn: Connection, query: Select[Any]) -> Result[Any]:
+    """Its rows, a few at a time: a driver that would fetch all of them first is given a cursor on the server."""
+    return conn.execute(query, execution_options={"stream_results": True, "max_row_buffer": _STREAMED_ROWS})
 
 
 def keep_appends_out(conn: Connection) -> None:

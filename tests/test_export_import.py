@@ -48,7 +48,8 @@ from aegis_store.transfer.export import ExportReport, export
 
 OpenStore = Callable[..., EventStore]
 Record = dict[str, Any]
-NOTES = ("oldest_at", "unsorted_seq", "oversize")  # of the store for its prunes: they tell of its own past
+# Of the store for its prunes and against damage: they tell of its own past, and its own numbers.
+NOTES = ("oldest_at", "unsorted_seq", "oversize", "record_copy", "counter_sum")
 SUFFIXES = [".jsonl", ".jsonl.gz", ".jsonl.zst"]
 NO_ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 
@@ -1033,6 +1034,7 @@ BAD_VALUES: dict[str, tuple[list[Any], str]] = {
     "ended without an end": ([session_line(status="closed")], "cannot be"),
     "a reason that is a number": ([session_line(removed_reason=5)], "removed_reason must be"),
     "a reason that no database takes": ([session_line(removed_reason="\ud800")], "removed_reason must be"),
+    "a reason that PostgreSQL does not take": ([session_line(removed_reason="a\0b")], "removed_reason must be"),
     "a type with a control character": ([session_line(last=1), event_line(1, type="a\x00")], "seq 1: type"),
     "a type that is null": ([session_line(last=1), event_line(1, type=None)], "seq 1: type must be text"),
     "a payload over the limit": ([session_line(last=1), event_line(1, payload="x" * 2_000_000)], "max_event_bytes"),

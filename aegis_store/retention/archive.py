@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 from sqlalchemy import Connection, Row, select
 
+from aegis_store.any_database import streamed
 from aegis_store.checksum import STORE_NUMBER
 from aegis_store.draft import file_errors, make_directories, path_of
 from aegis_store.lines import LinesWriter
@@ -50,7 +51,7 @@ class Archive:
         events = select(event, STORE_NUMBER).where(event.c.session == row.id, event.c.seq >= row.first_seq, event.c.seq < end)
         with LinesWriter(file, store=conn.get_execution_options()["store"]) as out:
             out.session(record, row.first_seq, end - 1, StoredHistory(conn, row).bytes_before(row.first_seq))
-            with conn.execute(events.order_by(event.c.seq)) as rows:  # one by one: a payload may take 16 MiB
+            with streamed(conn, events.order_by(event.c.seq)) as rows:  # one by one: a payload may take 16 MiB
                 for stored in rows:
                     out.event(stored)
         self.files.append(file)

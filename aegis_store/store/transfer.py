@@ -38,7 +38,6 @@ class Transfer(OpenStore):
         Raises `SessionNotFound`, `InvalidInput` for a name that is taken or another suffix, `StoreFull` and
         `FileUnavailable` if the file cannot be written: nothing is left of it then.
         """
-        self._needs_sqlite("export")
         with self._db.read() as conn:
             policy = policy_to_fields(limits.policy_in_force(conn)) if session_ids is None else None
             return export(conn, file, session_ids, policy=policy, on_progress=on_progress)
@@ -56,7 +55,6 @@ class Transfer(OpenStore):
         Raises `ImportRejected`, with the line, for a malformed or cut-off file: nothing was written. Interrupted, import
         again: the rest comes in.
         """
-        self._needs_sqlite("import_lines")
 
         def adopt(fields: Mapping[str, Json] | None) -> bool:
             return limits.adopt(self._db, policy_from_fields(fields, file))
@@ -90,7 +88,6 @@ class Transfer(OpenStore):
         `StoreFull` and `FileUnavailable` if it cannot be written: nothing was imported, unless it failed at the very end, when
         the file was to get its name. Interrupted, the sessions done so far are in, and importing again brings the others.
         """
-        self._needs_sqlite("import_aegis")
         self._db.check_writable()
         if isinstance(file, StagedState) and rest is not None:
             raise InvalidInput("the file was read already: give rest to `staged`, which reads it")

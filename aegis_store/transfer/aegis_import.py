@@ -8,12 +8,13 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, insert, select, update
 
 from aegis_store import append, payload
-from aegis_store.database import Database
+from aegis_store.any_database import AnyDatabase, locking
 from aegis_store.errors import InvalidEvent, shown
 from aegis_store.events import Json, Status
 from aegis_store.redaction import Redact
 from aegis_store.schema import session
 from aegis_store.sessions import check_found, new_record
+from aegis_store.sqlite_errors import ConstraintRefused
 from aegis_store.transfer.aegis_file import StagedState
 from aegis_store.transfer.standing import REFUSING, BroughtIn, Refused, bring_event, check_scope, grave_of, moment_of
 from aegis_store.transfer.standing import Refusal as Refusal
@@ -39,7 +40,7 @@ class ImportReport(BroughtIn):
     not_taken: Mapping[str, int] = field(default_factory=dict)
 
 
-def bring_in(db: Database, state: StagedState, on_sessions: OnSessions | None = None) -> ImportReport:
+def bring_in(db: AnyDatabase, state: StagedState, on_sessions: OnSessions | None = None) -> ImportReport:
     """Import each session of the staged file. Those that cannot be taken are named in the report, the others come in."""
     report = ImportReport(not_taken=state.not_taken)
     total = state.session_count()
@@ -50,7 +51,7 @@ def bring_in(db: Database, state: StagedState, on_sessions: OnSessions | None = 
                 raise Refused("its id stands twice in the file")
             with db.write() as conn:
                 _bring_session(conn, record, state.events(name), report, db.redact)
-        except REFUSING as refusal:
+        except (*REFUSING, ConstraintRefused) as refusal:
             report.refused.append(Refusal(session_id=name if isinstance(name, str) else shown(name), reason=str(refusal)))
         if on_sessions is not None:
             on_sessions(done, total)
@@ -64,7 +65,8 @@ def _bring_session(
     conn: Connection, record: dict[str, Json], events: Iterator[Json], report: ImportReport, redact: Redact | None
 ) -> None:
     values = _session_values(record)
-    standing = conn.execute(select(session).where(session.c.session_id == values["session_id"])).one_or_none()
+    query = select(session).where(session.c.session_id == values["session_id"])
+    standing = conn.execute(locking(conn, query)).one_or_none()
     if standing is not None:
         check_found(conn, standing, values["session_id"])
         check_scope(standing, values["tenant"], values["owner"])

@@ -12,7 +12,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from aegis_store import append
-from aegis_store.database import Database
+from aegis_store.any_database import AnyDatabase, locking
 from aegis_store.errors import EventTooLarge, ImportRejected, StoreUnavailable, shown
 from aegis_store.events import Json
 from aegis_store.line_reader import EventLine, LinesReader, SessionLine
@@ -44,7 +44,7 @@ class LinesReport(BroughtIn):
 
 
 def bring_in(
-    db: Database,
+    db: AnyDatabase,
     file: str | os.PathLike[str],
     *,
     hold: bool = False,
@@ -92,7 +92,7 @@ def _changed(error: ImportRejected) -> StoreUnavailable:
 # Checking
 
 
-def _check(db: Database, reader: LinesReader, notes: Ledger, hold: bool, on_bytes: OnBytes | None) -> None:
+def _check(db: AnyDatabase, reader: LinesReader, notes: Ledger, hold: bool, on_bytes: OnBytes | None) -> None:
     """Read the file to its end. Nothing is written but the notes."""
     for batch in batches(reader, hold, db.redact):
         with db.read() as conn:
@@ -201,10 +201,13 @@ def _refuse_oversized(conn: Connection, notes: Ledger) -> None:
 # Writing
 
 
-def _write(db: Database, reader: LinesReader, notes: Ledger, hold: bool, report: LinesReport, on_bytes: OnBytes | None) -> None:
+def _write(
+    db: AnyDatabase, reader: LinesReader, notes: Ledger, hold: bool, report: LinesReport, on_bytes: OnBytes | None
+) -> None:
     """Write what was not refused, a batch a transaction. A batch counts when it is committed."""
     for batch in batches(reader, hold, db.redact):
         with db.write() as conn:
+            _lock(conn, batch)
             writing = _Writing(db, conn, reader, notes, hold)
             for ready in batch:
                 writing.take(ready)
@@ -212,6 +215,13 @@ def _write(db: Database, reader: LinesReader, notes: Ledger, hold: bool, report:
         report.add(counts)
         if on_bytes is not None:
             on_bytes(reader.size_bytes + reader.bytes_read, 2 * reader.size_bytes)
+
+
+def _lock(conn: Connection, batch: list[Ready]) -> None:
+    """The sessions of the batch stay as they are until its transaction ends. In one order: no two wait for each other."""
+    names = {ready.line.session_id for ready in batch if ready.problem is None}
+    query = select(session.c.id).where(session.c.session_id.in_(names)).order_by(session.c.id)
+    conn.execute(locking(conn, query)).all()
 
 
 @dataclass(slots=True)
@@ -225,7 +235,7 @@ class _State:
 class _Writing:
     """One transaction of the import."""
 
-    def __init__(self, db: Database, conn: Connection, reader: LinesReader, notes: Ledger, hold: bool) -> None:
+    def __init__(self, db: AnyDatabase, conn: Connection, reader: LinesReader, notes: Ledger, hold: bool) -> None:
         self._db = db
         self._hold = hold
         self._conn = conn
@@ -255,7 +265,7 @@ class _Writing:
         """The counts of events; to be asked for at the end of the transaction."""
         before = {state.row.id: state.row.first_seq for state in self._states.values()}
         query = select(func.coalesce(func.sum(session.c.first_seq), 0)).where(session.c.id.in_(list(before)))
-        self._counts.events_capped = self._conn.execute(query).scalar_one() - sum(before.values())
+        self._counts.events_capped = int(self._conn.execute(query).scalar_one()) - sum(before.values())
         return self._counts
 
     def _take_session(self, entry: Entry, line: SessionLine, values: dict[str, Any]) -> None:
@@ -310,10 +320,10 @@ def _standing(conn: Connection, session_id: str) -> Row[Any] | None:
     return row
 
 
-def _insert_session(db: Database, conn: Connection, values: Mapping[str, Any]) -> None:
+def _insert_session(db: AnyDatabase, conn: Connection, values: Mapping[str, Any]) -> None:
     """Make the session, without events yet. `Refused` if the schema does not take it."""
     try:
-        with db.errors():
+        with db.errors(), conn.begin_nested():
             conn.execute(insert(session).values(**values))
     except ConstraintRefused as error:
         raise Refused(f"the store does not take it: {error}") from None
@@ -335,11 +345,11 @@ def _changes(standing: Row[Any], values: Mapping[str, Any], hold: bool) -> dict[
     return changes
 
 
-def _update_session(db: Database, conn: Connection, standing: Row[Any], changes: Mapping[str, Any]) -> None:
+def _update_session(db: AnyDatabase, conn: Connection, standing: Row[Any], changes: Mapping[str, Any]) -> None:
     if not changes:
         return
     try:
-        with db.errors():
+        with db.errors(), conn.begin_nested():
             conn.execute(update(session).where(session.c.id == standing.id).values(**changes))
     except ConstraintRefused as error:
         raise Refused(f"the store does not take its record: {error}") from None

@@ -7,6 +7,7 @@ from typing import Final
 
 from sqlalchemy import Connection, func, select
 
+from aegis_store.any_database import streamed
 from aegis_store.checksum import STORE_NUMBER
 from aegis_store.errors import InvalidInput, shown
 from aegis_store.events import Json
@@ -59,7 +60,7 @@ def export(
     """
     store = conn.get_execution_options()["store"]
     if session_ids is None:
-        total = conn.execute(_ALL_EVENTS).scalar_one()
+        total = int(conn.execute(_ALL_EVENTS).scalar_one())
         with LinesWriter(file, {"policy": None if policy is None else dict(policy)}, store=store) as out:
             _write_store(conn, out, _Progress(on_progress, total))
     else:
@@ -80,11 +81,11 @@ def checked_ids(session_ids: Collection[str]) -> Collection[str]:
 
 
 def _write_store(conn: Connection, out: LinesWriter, progress: "_Progress") -> None:
-    with conn.execute(_RECORD.order_by(session.c.id)) as records:
+    with streamed(conn, _RECORD.order_by(session.c.id)) as records:
         for record in records:
             check_intact(conn, record.intact, f"session {shown(record.session_id)}")
             out.session(record, record.first_seq, record.last_seq, record.removed_bytes)
-    with conn.execute(select(event, STORE_NUMBER, _SESSION_ID.label("session_id")).order_by(event.c.position)) as rows:
+    with streamed(conn, select(event, STORE_NUMBER, _SESSION_ID.label("session_id")).order_by(event.c.position)) as rows:
         for row in rows:
             if row.session_id is not None:
                 out.event(row, row.session_id)
@@ -97,7 +98,7 @@ def _write_sessions(conn: Connection, out: LinesWriter, ids: list[int], progress
         record = conn.execute(_RECORD.where(session.c.id == number)).one()
         check_intact(conn, record.intact, f"session {shown(record.session_id)}")
         out.session(record, record.first_seq, record.last_seq, record.removed_bytes)
-        with conn.execute(select(event, STORE_NUMBER).where(event.c.session == number).order_by(event.c.seq)) as rows:
+        with streamed(conn, select(event, STORE_NUMBER).where(event.c.session == number).order_by(event.c.seq)) as rows:
             for row in rows:
                 out.event(row)
                 progress.count()

@@ -95,7 +95,7 @@ def _reason(value: Json) -> str | None:
     if value is None:
         return None
     try:
-        if isinstance(value, str) and value.encode():
+        if isinstance(value, str) and value.encode() and "\0" not in value:  # U+0000 is what PostgreSQL does not take
             return value
     except UnicodeEncodeError:  # a lone surrogate, which no database takes
         pass

@@ -1,6 +1,7 @@
 """The fixtures of the contract, here with stores on PostgreSQL."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ def open_store(postgres_url: str) -> Iterator[Callable[..., EventStore]]:
     """Opens this test's store, as often as wanted."""
     opened = []
 
-    def open_one(**options: Any) -> EventStore:
-        store = EventStore.open(postgres_url, **{"durability": "process", "maintain_every": None, **options})
+    def open_one(target: str | Path = postgres_url, **options: Any) -> EventStore:
+        store = EventStore.open(target, **{"durability": "process", "maintain_every": None, **options})
         opened.append(store)
         return store
 

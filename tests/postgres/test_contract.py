@@ -9,16 +9,19 @@ from tests.test_read import mixed as mixed
 from tests.test_read import woven as woven
 
 _ASKS_SQLITE = ("statements_of", "vm_steps", "steps_of", "._db")
-_FIXTURES_OF_SQLITE = {"shell", "path", "tmp_path", "large_store", "monkeypatch"}
+_FIXTURES_OF_SQLITE = {"shell", "path", "tmp_path", "large_store", "monkeypatch", "template"}
 
 
-def contract(module: ModuleType) -> dict[str, Callable[..., None]]:
+def contract(module: ModuleType, *, files: bool = False) -> dict[str, Callable[..., None]]:
+    """Its tests; with `files`, those too that write files beside the store, or have a function fail."""
+    asking = _FIXTURES_OF_SQLITE - ({"tmp_path", "monkeypatch"} if files else set())
     found: dict[str, Callable[..., None]] = {}
     for name, test in vars(module).items():
         if not name.startswith("test_") or not inspect.isfunction(test):
             continue
         source = inspect.getsource(test)
-        asks_sqlite = not _FIXTURES_OF_SQLITE.isdisjoint(inspect.signature(test).parameters)
+        given = inspect.signature(test).parameters.keys()
+        asks_sqlite = not asking.isdisjoint(given) or (files and given.isdisjoint({"store", "open_store"}))
         if not asks_sqlite and not any(word in source for word in _ASKS_SQLITE):
             found[f"{name}__of_{module.__name__.rpartition('.')[2]}"] = test
     return found
