@@ -4,6 +4,7 @@
 same gate and in one transaction, whoever starts it.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -34,6 +35,9 @@ OnMigrated = Callable[[int, int], None]
 the end, may look at every event or at none."""
 
 _PACKAGE: Final = Path(__file__).resolve().parent
+
+# Alembic keeps what it is doing in variables of its modules: two threads that open new stores at once would mix them up.
+_one_at_a_time: Final = threading.Lock()
 
 
 def deploy_directory() -> Path:
@@ -110,7 +114,8 @@ def run(target: object, on_progress: OnMigrated | None = None) -> None:
     from alembic.util import CommandError  # noqa: PLC0415
 
     try:
-        command.upgrade(config_for(target, on_progress), "head")
+        with _one_at_a_time:
+            command.upgrade(config_for(target, on_progress), "head")
     except CommandError as error:
         if isinstance(error.__cause__, AegisStoreError):
             raise error.__cause__ from None

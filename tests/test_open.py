@@ -14,6 +14,7 @@ import textwrap
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,15 @@ def test_a_missing_store_is_not_created_when_that_is_not_wanted(tmp_path: Path, 
     with pytest.raises(StoreUnavailable, match="no such file"):
         EventStore.open(tmp_path / "a" / "new.db", **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_that_create_stores_at_once_each_have_theirs(tmp_path: Path) -> None:
+    def create(number: int) -> str:
+        with EventStore.open(tmp_path / f"{number // 2}.db", maintain_every=None) as store:
+            return store.create_session().session_id
+
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(create, range(4)))) == 4
 
 
 def test_a_standing_store_opens_without_create(path: Path, open_store: OpenStore) -> None:
