@@ -45,6 +45,11 @@ DEFAULT_BUSY_TIMEOUT_MS: Final = 10_000
 # 1,000,000 events anew would take minutes; one that takes ten is looked after by a person.
 MIGRATION_PATIENCE_S: Final = 600
 
+# On a server it asks for all tables again and again: for so long each time, for which whoever comes meanwhile waits too, and
+# which is less than the second after which PostgreSQL looks for deadlocks; then it lets everybody through for so long.
+DEPLOY_LOCK_MS: Final = 200
+DEPLOY_PAUSE_S: Final = 0.2
+
 # A migration tells how far it has come after so many steps of SQLite's machine, some ms. A look at one event takes 5 to 25 of
 # them (a foreign key, a column that is added); building it anew takes more, and the bar then waits at the end of its part.
 MIGRATION_TOLD_STEPS: Final = 100_000

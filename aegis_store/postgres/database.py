@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any, Final
 
+import psycopg
 from sqlalchemy import Connection
+from sqlalchemy import event as sa_event
 
 from aegis_store.any_database import Dialect, Rows
-from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreClosed
+from aegis_store.connections import check_revision
+from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreClosed, StoreUnavailable
 from aegis_store.metrics import Metrics
 from aegis_store.postgres.errors import errors_of
 from aegis_store.redaction import Redact
@@ -16,6 +19,15 @@ from aegis_store.server import Server
 
 _SYNCHRONOUS: Final = {"power": "on", "process": "off"}
 _SETTLED: Final = "SELECT aegis_settled_position()"
+
+# A transaction begins by looking at the revision, which stays until its end, since a deploy waits for this lock (`deploy`).
+# The lock comes first: the snapshot is taken by the first query, and must be that of the schema which the deploy left behind.
+# All of it is one message, so that it takes no longer than a BEGIN.
+_READS: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; LOCK TABLE alembic_version IN ACCESS SHARE MODE"
+_WRITES: Final = "BEGIN ISOLATION LEVEL READ COMMITTED; LOCK TABLE alembic_version IN ACCESS SHARE MODE"
+
+# A statement that does not fit the schema: no such table or column, or a view where a table was.
+_OF_ANOTHER_SCHEMA: Final = ("42", "55000")
 
 
 class PostgresDatabase:
@@ -44,9 +56,10 @@ class PostgresDatabase:
             "default_transaction_read_only": "on" if read_only else "off",
         }
         pool = {"pool_size": 4, "max_overflow": -1}  # no thread waits for another's connection
-        self._engine = server.engine(settings=settings, **pool)
-        self._snapshots = self._engine.execution_options(isolation_level="REPEATABLE READ")
-        self._writers = self._engine.execution_options(isolation_level="READ COMMITTED", locks_rows=True)
+        self._engine = server.engine(settings=settings, connect_args={"autocommit": True}, **pool)
+        sa_event.listen(self._engine, "begin", self._begin)
+        self._snapshots = self._engine.execution_options(begin=_READS)
+        self._writers = self._engine.execution_options(begin=_WRITES, locks_rows=True)
         self._alone = server.engine(settings=settings, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, **pool)
 
     @contextmanager
@@ -67,21 +80,28 @@ class PostgresDatabase:
         with self.errors(), self._writers.connect() as connection, connection.begin():
             yield connection
 
+    def _begin(self, connection: Connection) -> None:
+        """Begin, on another connection if this one was lost while nobody used it. Raises `SchemaMismatch`."""
+        raw: Any = connection.connection.driver_connection
+        try:
+            self._begin_at_head(connection)
+        except psycopg.OperationalError:
+            if not raw.closed:
+                raise
+            connection.invalidate()
+            self._forget_connections()
+            self._begin_at_head(connection)
+
+    def _begin_at_head(self, connection: Connection) -> None:
+        raw: Any = connection.connection.driver_connection
+        begin = connection.get_execution_options()["begin"]
+        check_revision(str(self.target), lambda revision: raw.execute(f"{begin}; {revision}").set_result(-1))
+
     def execute_alone(self, sql: str, parameters: dict[str, Any], size_bytes: int = 0) -> Rows:
         """One statement that is its own transaction, committed when this returns. Raises `ConstraintRefused`."""
         self.check_writable()
         with self.errors():
-            connection = self._alone.raw_connection()
-            try:
-                with closing(connection.cursor()) as cursor:
-                    cursor.execute(sql, parameters)
-                    rows: Rows = cursor.fetchall()  # type: ignore[assignment]
-            except BaseException as error:
-                if not isinstance(error, Exception) or getattr(connection.driver_connection, "closed", True):
-                    connection.invalidate()
-                raise
-            finally:
-                connection.close()
+            rows = self._execute(sql, parameters)
         if rows:
             self.metrics.commits_of_one += 1
         return rows
@@ -89,8 +109,28 @@ class PostgresDatabase:
     def settled_position(self) -> int:
         """The position up to which every transaction that writes events has ended; see the function in the schema."""
         self.check_open()
-        with self.errors(), self._alone.connect() as connection:
-            return int(connection.exec_driver_sql(_SETTLED).scalar_one())
+        try:
+            with self.errors():
+                return int(self._execute(_SETTLED, {})[0][0])
+        except StoreUnavailable:  # which forgot a connection that may have been lost while nobody used it
+            with self.errors():
+                return int(self._execute(_SETTLED, {})[0][0])
+
+    def _execute(self, sql: str, parameters: dict[str, Any]) -> Rows:
+        connection = self._alone.raw_connection()
+        try:
+            with closing(connection.cursor()) as cursor:
+                cursor.execute(sql, parameters)
+                return list(cursor.fetchall())
+        except BaseException as error:
+            if not isinstance(error, Exception) or getattr(connection.driver_connection, "closed", True):
+                connection.invalidate()
+            if str(getattr(error, "sqlstate", "")).startswith(_OF_ANOTHER_SCHEMA):
+                with self.read():  # which says whether a deploy has changed it
+                    pass
+            raise
+        finally:
+            connection.close()
 
     def checkpoint(self) -> None:
         """Nothing: PostgreSQL has its own."""

@@ -1,9 +1,17 @@
-"""The schema of a store on PostgreSQL: which one it has, and moving it with the same Alembic revisions as SQLite's."""
+"""The schema of a store on PostgreSQL: which one it has, and moving it with the same Alembic revisions as SQLite's.
 
+A deploy keeps everybody out: each transaction of the library begins with a lock on `alembic_version` (`database`), appends lock
+it with their one statement, and writers of other kinds lock `event` or `session`. It takes the locks on all of these at once
+or waits with none of them. So nobody waits behind it for longer than a moment while a long read goes on, and it neither meets
+nor causes a deadlock, whatever its revisions do to the tables.
+"""
+
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from aegis_store import migrate
@@ -11,9 +19,12 @@ from aegis_store.errors import NotAnAegisStore, SchemaMismatch
 from aegis_store.postgres.errors import errors_of
 from aegis_store.schema import HEAD
 from aegis_store.server import Server
+from aegis_store.settings import DEPLOY_LOCK_MS, DEPLOY_PAUSE_S, MIGRATION_PATIENCE_S
 
 _NAMES = "SELECT to_regclass('alembic_version') IS NOT NULL, to_regclass('event_position') IS NOT NULL"
 _ONE_DEPLOY_AT_A_TIME = "SELECT pg_advisory_xact_lock(1095059283, 1)"
+_ALL_TO_ITSELF = "LOCK TABLE alembic_version, event, session, store IN ACCESS EXCLUSIVE MODE"
+_HELD_BY_OTHERS = ("55P03", "40P01")  # lock not available, deadlock
 
 
 def revision(server: Server) -> str:
@@ -48,7 +59,25 @@ def connection_for(server: Server) -> Iterator[Connection]:
         found = _revision(server, conn)
         if found != "base" and found > HEAD:
             raise SchemaMismatch(store=str(server), found=found, expected=HEAD)
+        if found != "base":
+            _lock(conn)
         yield conn
+
+
+def _lock(conn: Connection) -> None:
+    """Have the store for this transaction alone, as soon as nobody uses it. Raises after ten minutes, as on SQLite."""
+    until_s = time.monotonic() + MIGRATION_PATIENCE_S
+    while True:
+        try:
+            with conn.begin_nested():
+                conn.exec_driver_sql(f"SET LOCAL lock_timeout = '{DEPLOY_LOCK_MS}ms'")
+                conn.exec_driver_sql(_ALL_TO_ITSELF)
+                conn.exec_driver_sql("SET LOCAL lock_timeout TO DEFAULT")
+            return
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) not in _HELD_BY_OTHERS or time.monotonic() >= until_s:
+                raise
+        time.sleep(DEPLOY_PAUSE_S)
 
 
 @contextmanager

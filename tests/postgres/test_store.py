@@ -67,6 +67,16 @@ def test_a_lost_connection_is_told_and_the_next_call_connects_again(store: Event
     assert [event.payload for event in store.read("s").events] == [1, 2]
 
 
+def test_a_connection_that_was_lost_while_nobody_used_it_costs_a_read_nothing(
+    store: EventStore, shell: Shell, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store.create_session("s")
+    for call in (lambda: store.get_session("s"), store.read_all, lambda: store.set_status("s", "idle")):
+        shell.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'aegis-store'")
+        call()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_no_password_shows(open_store: OpenStore) -> None:
     for url in (
         "postgresql+psycopg://me:geheim@127.0.0.1:1/x",
