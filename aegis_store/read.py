@@ -90,12 +90,7 @@ _PLACE: Final = DriverText(
 )
 _REMOVED: Final = DriverText(
     select(store.c.removed_position, store.c.removed_at, store.c.removed_reason, intact("store")).select_from(store),
-    postgresql="""
-SELECT * FROM (
-  (SELECT position, removed_at, removed_reason, true FROM removal ORDER BY position DESC LIMIT 1)
-  UNION ALL SELECT removed_position, removed_at, removed_reason, true FROM store
-) AS removed ORDER BY position DESC LIMIT 1
-""",
+    postgresql="SELECT position, removed_at, removed_reason, true FROM removal",
 )
 _ANY_OF: Final = DriverText("""
 SELECT 1 FROM json_each(:places) AS place

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 import psycopg
@@ -14,6 +14,7 @@ from aegis_store.connections import check_revision
 from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreClosed, StoreUnavailable
 from aegis_store.metrics import Metrics
 from aegis_store.postgres.errors import errors_of
+from aegis_store.postgres.lone import LoneStatements
 from aegis_store.redaction import Redact
 from aegis_store.server import Server
 
@@ -61,6 +62,7 @@ class PostgresDatabase:
         self._snapshots = self._engine.execution_options(begin=_READS)
         self._writers = self._engine.execution_options(begin=_WRITES, locks_rows=True)
         self._alone = server.engine(settings=settings, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, **pool)
+        self._lone = LoneStatements(self._alone)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -117,20 +119,13 @@ class PostgresDatabase:
                 return int(self._execute(_SETTLED, {})[0][0])
 
     def _execute(self, sql: str, parameters: dict[str, Any]) -> Rows:
-        connection = self._alone.raw_connection()
         try:
-            with closing(connection.cursor()) as cursor:
-                cursor.execute(sql, parameters)
-                return list(cursor.fetchall())
-        except BaseException as error:
-            if not isinstance(error, Exception) or getattr(connection.driver_connection, "closed", True):
-                connection.invalidate()
-            if str(getattr(error, "sqlstate", "")).startswith(_OF_ANOTHER_SCHEMA):
+            return self._lone.execute(sql, parameters)
+        except psycopg.Error as error:
+            if str(error.sqlstate).startswith(_OF_ANOTHER_SCHEMA):
                 with self.read():  # which says whether a deploy has changed it
                     pass
             raise
-        finally:
-            connection.close()
 
     def checkpoint(self) -> None:
         """Nothing: PostgreSQL has its own."""
@@ -157,6 +152,7 @@ class PostgresDatabase:
         """Close all connections that are not in use; those that are close when they come back. Idempotent."""
         if self._closed is None:
             self._closed = "was closed"
+            self._lone.close()
             self._forget_connections()
 
     def errors(self) -> AbstractContextManager[None]:
@@ -165,5 +161,6 @@ class PostgresDatabase:
 
     def _forget_connections(self) -> None:
         """All of them: when one was lost, so were most likely the others."""
+        self._lone.forget()
         self._engine.dispose()
         self._alone.dispose()

@@ -58,6 +58,9 @@ CREATE TABLE session (
   metadata text NOT NULL DEFAULT '{}',
   record_copy text NOT NULL DEFAULT '',
   counter_sum bigint NOT NULL DEFAULT 0,
+  -- The highest position that was removed of it, and the block of 4,096 positions, from 1, in which that lies: see the view `removal`.
+  removed_position bigint NOT NULL DEFAULT 0,
+  removed_block bigint NOT NULL DEFAULT 0,
   CONSTRAINT ck_session_ended_at CHECK ((status IN ('closed', 'completed', 'failed')) = (ended_at IS NOT NULL)),
   CONSTRAINT ck_session_range
     CHECK (first_seq >= 1 AND first_seq <= last_seq + 1 AND last_seq <= 1000000000000)
@@ -69,16 +72,7 @@ CREATE INDEX session_prunable ON session (ended_at) WHERE ended_at IS NOT NULL A
 CREATE INDEX session_ageing ON session (oldest_at) WHERE oldest_at IS NOT NULL AND hold = 0;
 CREATE INDEX session_oversize ON session (id) WHERE oversize = 1 AND hold = 0;
 CREATE INDEX session_nameless ON session (id) WHERE session_id IS NULL;
-
--- The highest position that was removed of each session; of the whole store: the highest of them. On SQLite the store's row
--- says it; here that would be one row that all appends at a cap wait for.
-CREATE TABLE removal (
-  session bigint CONSTRAINT pk_removal PRIMARY KEY,
-  position bigint NOT NULL,
-  removed_at bigint,
-  removed_reason text
-) WITH (fillfactor = 70);
-CREATE INDEX removal_by_position ON removal (position);
+CREATE INDEX session_removed ON session (removed_block) WHERE removed_block > 0;
 
 CREATE TABLE tombstone (
   session_id text CONSTRAINT pk_tombstone PRIMARY KEY,
@@ -139,9 +133,8 @@ DECLARE
   this text := pg_current_xact_id()::text;
 BEGIN
   IF current_setting('aegis.writes', true) IS DISTINCT FROM this THEN
-    PERFORM pg_advisory_xact_lock_shared((16709::bigint << 48) | CASE WHEN is_called THEN last_value ELSE 0 END)
-    FROM event_position;
-    PERFORM set_config('aegis.writes', this, true);
+    PERFORM pg_advisory_xact_lock_shared((16709::bigint << 48) | coalesce(pg_sequence_last_value('event_position'), 0)),
+      set_config('aegis.writes', this, true);
   END IF;
   RETURN nextval('event_position');
 END $$;
@@ -164,7 +157,8 @@ DECLARE
   s record;
 BEGIN
   -- Two writers of one session: the second waits here, and then sees what the first has made of the row.
-  SELECT session_id, last_seq, total_bytes INTO s FROM session WHERE id = NEW.session FOR UPDATE;
+  SELECT session_id, last_seq, total_bytes, max_event_bytes, number INTO s
+  FROM session, store, identity WHERE session.id = NEW.session FOR UPDATE OF session;
   IF s.session_id IS NULL THEN
     RAISE EXCEPTION 'aegis: an event needs a session' USING ERRCODE = 'integrity_constraint_violation';
   ELSIF NEW.position IS NOT NULL THEN
@@ -174,42 +168,44 @@ BEGIN
   ELSIF NEW.bytes_before IS DISTINCT FROM s.total_bytes THEN
     RAISE EXCEPTION 'aegis: bytes_before must be total_bytes of the session'
       USING ERRCODE = 'integrity_constraint_violation';
-  ELSIF octet_length(NEW.payload) > (SELECT max_event_bytes FROM store) THEN
+  ELSIF octet_length(NEW.payload) > s.max_event_bytes THEN
     RAISE EXCEPTION 'aegis: payload is over max_event_bytes' USING ERRCODE = 'integrity_constraint_violation';
   END IF;
   NEW.position := aegis_next_position();
   -- The writer has summed up the content; what only the store knows is added here. One without a sum gets none.
-  NEW.checksum := NEW.checksum + 3 * NEW.seq + 5 * NEW.position + 7 * NEW.bytes_before
-    + (SELECT number FROM identity WHERE id = 1);
+  NEW.checksum := NEW.checksum + 3 * NEW.seq + 5 * NEW.position + 7 * NEW.bytes_before + s.number;
   RETURN NEW;
 END $$;
 CREATE TRIGGER event_guards_insert BEFORE INSERT ON event FOR EACH ROW EXECUTE FUNCTION aegis_event_guards_insert();
 
+-- One UPDATE for the counter and the cap: its triggers and constraints cost more than the row.
 CREATE FUNCTION aegis_event_counts() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
   policy record;
   payload_bytes bigint := octet_length(NEW.payload);
+  is_oversize integer := 0;
 BEGIN
   SELECT max_events, max_bytes, retained_bytes INTO policy FROM store;
+  IF policy.max_bytes IS NOT NULL THEN
+    is_oversize := (SELECT (NEW.bytes_before + payload_bytes - e.bytes_before > policy.max_bytes)::integer
+      FROM session AS s JOIN event AS e ON e.session = s.id AND e.seq = s.first_seq WHERE s.id = NEW.session);
+  END IF;
   UPDATE session SET
     last_seq = NEW.seq,
     total_bytes = NEW.bytes_before + payload_bytes,
     last_event_at = NEW.recorded_at,
     unsorted_seq = CASE WHEN NEW.recorded_at < last_event_at THEN NEW.seq ELSE unsorted_seq END,
     oldest_at = least(oldest_at, NEW.recorded_at),
-    oversize = CASE
-      WHEN oversize = 0 AND policy.max_bytes IS NOT NULL AND NEW.bytes_before + payload_bytes - policy.max_bytes
-        > coalesce((SELECT bytes_before FROM event AS e WHERE e.session = NEW.session AND e.seq = first_seq), NEW.bytes_before)
-      THEN 1 ELSE oversize END
+    oversize = greatest(oversize, is_oversize),
+    first_seq = greatest(first_seq, NEW.seq + 1 - coalesce(max_events, policy.max_events)),
+    removed_at = CASE
+      WHEN first_seq <= NEW.seq - coalesce(max_events, policy.max_events) THEN NEW.recorded_at ELSE removed_at END,
+    removed_reason = CASE
+      WHEN first_seq <= NEW.seq - coalesce(max_events, policy.max_events) THEN 'max_events' ELSE removed_reason END
   WHERE id = NEW.session;
   IF policy.retained_bytes IS NOT NULL THEN
     UPDATE store SET retained_bytes = retained_bytes + payload_bytes WHERE id = 1;
   END IF;
-  UPDATE session SET
-    first_seq = NEW.seq + 1 - coalesce(max_events, policy.max_events),
-    removed_at = NEW.recorded_at,
-    removed_reason = 'max_events'
-  WHERE id = NEW.session AND first_seq <= NEW.seq - coalesce(max_events, policy.max_events);
   RETURN NULL;
 END $$;
 CREATE TRIGGER event_counts AFTER INSERT ON event FOR EACH ROW EXECUTE FUNCTION aegis_event_counts();
@@ -231,29 +227,18 @@ CREATE TRIGGER event_guards_delete BEFORE DELETE ON event FOR EACH ROW EXECUTE F
 
 -- Sessions
 
+-- From the old first_seq on, since an index keeps the entries of removed events until a vacuum.
 CREATE FUNCTION aegis_session_truncates() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
   counted boolean := (SELECT retained_bytes IS NOT NULL FROM store);
-  gone bigint;
 BEGIN
-  SELECT e.position INTO gone FROM event AS e
-  WHERE e.session = NEW.id AND e.seq < NEW.first_seq ORDER BY e.seq DESC LIMIT 1;
-  IF gone IS NOT NULL THEN
-    INSERT INTO removal AS r VALUES (NEW.id, gone, NEW.removed_at, NEW.removed_reason)
-    ON CONFLICT (session) DO UPDATE SET
-      position = excluded.position, removed_at = excluded.removed_at, removed_reason = excluded.removed_reason
-    WHERE r.position < excluded.position;
-  END IF;
   IF counted THEN
     UPDATE store SET retained_bytes = retained_bytes
       - coalesce((SELECT bytes_before FROM event WHERE session = NEW.id AND seq = NEW.first_seq), NEW.total_bytes)
       + coalesce((SELECT bytes_before FROM event WHERE session = NEW.id AND seq = OLD.first_seq), NEW.total_bytes)
     WHERE id = 1;
   END IF;
-  DELETE FROM event WHERE session = NEW.id AND seq < NEW.first_seq;
-  IF NEW.first_seq > NEW.last_seq THEN
-    UPDATE session SET oldest_at = NULL, oversize = 0 WHERE id = NEW.id;
-  END IF;
+  DELETE FROM event WHERE session = NEW.id AND seq >= OLD.first_seq AND seq < NEW.first_seq;
   RETURN NULL;
 END $$;
 CREATE TRIGGER session_truncates AFTER UPDATE OF first_seq ON session FOR EACH ROW
@@ -263,12 +248,6 @@ CREATE FUNCTION aegis_session_is_buried() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   INSERT INTO tombstone (session_id, tenant, owner, last_seq, total_bytes, removed_at, removed_reason)
   VALUES (OLD.session_id, NEW.tenant, NEW.owner, NEW.last_seq, NEW.total_bytes, NEW.removed_at, NEW.removed_reason);
-  INSERT INTO removal AS r
-  SELECT NEW.id, e.position, NEW.removed_at, NEW.removed_reason FROM event AS e
-  WHERE e.session = NEW.id ORDER BY e.seq DESC LIMIT 1
-  ON CONFLICT (session) DO UPDATE SET
-    position = excluded.position, removed_at = excluded.removed_at, removed_reason = excluded.removed_reason
-  WHERE r.position < excluded.position;
   RETURN NULL;
 END $$;
 CREATE TRIGGER session_is_buried AFTER UPDATE OF session_id ON session FOR EACH ROW
@@ -281,22 +260,35 @@ BEGIN
 END $$;
 CREATE TRIGGER session_revives AFTER INSERT ON session FOR EACH ROW EXECUTE FUNCTION aegis_session_revives();
 
-CREATE FUNCTION aegis_session_guards_counters() RETURNS trigger LANGUAGE plpgsql AS $$
+-- One function for all that concerns appends, without conditions of triggers, which are compiled anew by each statement.
+CREATE FUNCTION aegis_session_guards() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+  is_buried boolean := NEW.session_id IS NULL AND OLD.session_id IS NOT NULL;
 BEGIN
-  IF NEW.last_seq > OLD.last_seq AND NOT (OLD.last_seq = 0 AND NEW.first_seq > NEW.last_seq)
-    AND NOT EXISTS (SELECT 1 FROM event WHERE session = NEW.id AND seq = NEW.last_seq) THEN
-    RAISE EXCEPTION 'aegis: last_seq of a session goes up with its events' USING ERRCODE = 'integrity_constraint_violation';
+  IF NEW.id <> OLD.id OR (NEW.session_id IS NOT NULL AND NEW.session_id IS DISTINCT FROM OLD.session_id)
+    OR (is_buried AND OLD.hold = 1) OR NEW.first_seq < OLD.first_seq OR NEW.last_seq < OLD.last_seq
+    OR NEW.total_bytes < OLD.total_bytes OR NEW.removed_position < OLD.removed_position THEN
+    RAISE EXCEPTION 'aegis: the id of a session stays, its counters only go up, last_seq with its events'
+      USING ERRCODE = 'integrity_constraint_violation';
+  END IF;
+  IF NEW.last_seq > OLD.last_seq AND NOT (OLD.last_seq = 0 AND NEW.first_seq > NEW.last_seq) THEN
+    IF NOT EXISTS (SELECT 1 FROM event WHERE session = NEW.id AND seq = NEW.last_seq) THEN
+      RAISE EXCEPTION 'aegis: last_seq of a session goes up with its events' USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+  END IF;
+  IF NEW.first_seq > OLD.first_seq OR is_buried THEN
+    NEW.removed_position := greatest(NEW.removed_position, (
+      SELECT position FROM event
+      WHERE session = NEW.id AND seq = CASE WHEN is_buried THEN NEW.last_seq ELSE NEW.first_seq - 1 END));
+    NEW.removed_block := (NEW.removed_position + 4095) >> 12;
+    IF NEW.first_seq > NEW.last_seq THEN
+      NEW.oldest_at := NULL;
+      NEW.oversize := 0;
+    END IF;
   END IF;
   RETURN NEW;
 END $$;
-CREATE TRIGGER session_guards_counters BEFORE UPDATE ON session FOR EACH ROW
-  WHEN (NEW.last_seq > OLD.last_seq) EXECUTE FUNCTION aegis_session_guards_counters();
-CREATE TRIGGER session_guards_id BEFORE UPDATE ON session FOR EACH ROW
-  WHEN (
-    NEW.id <> OLD.id OR (NEW.session_id IS NOT NULL AND NEW.session_id IS DISTINCT FROM OLD.session_id)
-    OR (NEW.session_id IS NULL AND OLD.session_id IS NOT NULL AND OLD.hold = 1)
-    OR NEW.first_seq < OLD.first_seq OR NEW.last_seq < OLD.last_seq OR NEW.total_bytes < OLD.total_bytes
-  ) EXECUTE FUNCTION aegis_refuse('the id of a session stays, its counters only go up, last_seq with its events');
+CREATE TRIGGER session_guards BEFORE UPDATE ON session FOR EACH ROW EXECUTE FUNCTION aegis_session_guards();
 
 CREATE FUNCTION aegis_session_guards_insert() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -326,10 +318,17 @@ CREATE TRIGGER session_guards_cap BEFORE UPDATE OF max_events ON session
 CREATE TRIGGER session_guards_delete BEFORE DELETE ON session FOR EACH ROW
   WHEN (OLD.session_id IS NOT NULL OR OLD.first_seq <= OLD.last_seq)
   EXECUTE FUNCTION aegis_refuse('to delete a session, set its session_id to NULL, then raise its first_seq to last_seq + 1');
+CREATE FUNCTION aegis_session_leaves() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  UPDATE store SET removed_position = OLD.removed_position, removed_at = OLD.removed_at, removed_reason = OLD.removed_reason
+  WHERE id = 1 AND removed_position < OLD.removed_position;
+  RETURN NULL;
+END $$;
+CREATE TRIGGER session_leaves AFTER DELETE ON session FOR EACH ROW EXECUTE FUNCTION aegis_session_leaves();
 CREATE TRIGGER session_guards_truncate BEFORE TRUNCATE ON session
   EXECUTE FUNCTION aegis_refuse('sessions are deleted one by one');
 
--- Tombstones, and the highest positions that were removed
+-- Tombstones
 
 CREATE FUNCTION aegis_tombstone_guards() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -347,11 +346,6 @@ CREATE TRIGGER tombstone_guards_update BEFORE UPDATE ON tombstone
   FOR EACH ROW EXECUTE FUNCTION aegis_refuse('a tombstone does not change');
 CREATE TRIGGER tombstone_guards_truncate BEFORE TRUNCATE ON tombstone
   EXECUTE FUNCTION aegis_refuse('a tombstone stays, so that its seq is not used again');
-CREATE TRIGGER removal_guards_update BEFORE UPDATE ON removal FOR EACH ROW
-  WHEN (NEW.position < OLD.position) EXECUTE FUNCTION aegis_refuse('the position that was removed last only goes up');
-CREATE TRIGGER removal_guards_delete BEFORE DELETE OR TRUNCATE ON removal
-  EXECUTE FUNCTION aegis_refuse('what was removed stays known');
-
 -- The policy
 
 -- Appends read the cap without a lock on the store's row, which all of them would queue for. So whoever changes it first
@@ -382,6 +376,15 @@ CREATE TRIGGER store_guards_delete BEFORE DELETE OR TRUNCATE ON store
   EXECUTE FUNCTION aegis_refuse('the policy is changed, not deleted');
 CREATE TRIGGER identity_guards_update BEFORE UPDATE OR DELETE OR TRUNCATE ON identity
   EXECUTE FUNCTION aegis_refuse('a store keeps its number');
+
+-- The removal with the highest position. On SQLite the store's row says it; here that would be one row that all appends at a
+-- cap wait for. So each session has its own, and an index of blocks, which an append seldom changes, leads to the last of them;
+-- the store's row has that of the sessions whose rows are gone.
+CREATE VIEW removal AS SELECT position, removed_at, removed_reason FROM (
+  SELECT removed_position AS position, removed_at, removed_reason FROM session
+  WHERE removed_block > 0 AND removed_block = (SELECT max(removed_block) FROM session WHERE removed_block > 0)
+  UNION ALL SELECT removed_position, removed_at, removed_reason FROM store
+) AS each_one ORDER BY position DESC LIMIT 1;
 
 -- Views for a plain SQL shell
 

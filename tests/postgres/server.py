@@ -25,7 +25,7 @@ URL_VARIABLE = "AEGIS_TEST_POSTGRES_URL"
 # Without the triggers that refuse it. The positions begin anew, too.
 _EMPTYING = (
     "SET session_replication_role = replica",
-    "TRUNCATE event, session, tombstone, removal, prune_run, store RESTART IDENTITY",
+    "TRUNCATE event, session, tombstone, prune_run, store RESTART IDENTITY",
     "INSERT INTO store (id, max_events, max_event_bytes, terminal_grace_us) VALUES (1, 1000, 1048576, 0)",
     "ALTER SEQUENCE event_position RESTART",
 )
