@@ -14,27 +14,35 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from aegis_store.checksum import LAST_POSITION_SQL
+from aegis_store.checksum import LAST_POSITION_POSTGRESQL, LAST_POSITION_SQL
+from aegis_store.driver_text import DriverText
 from aegis_store.events import from_us_within, to_us
 from aegis_store.settings import RATE_PARTS, SAMPLE_EVENTS, SAMPLE_SHARES
 from aegis_store.sqlite_errors import damaged
 
-_NEWEST: Final = """
+_NEWEST_SQL: Final = """
 SELECT event.type, event.recorded_at, event.bytes_before, session.total_bytes, session.id, session.session_id
-FROM event CROSS JOIN session ON session.id = event.session ORDER BY event.position DESC LIMIT :most
+FROM event {join} session ON session.id = event.session ORDER BY event.position DESC LIMIT :most
 """
-_NEWEST_OF_SESSION: Final = """
+_NEWEST: Final = DriverText(_NEWEST_SQL.format(join="CROSS JOIN"), postgresql=_NEWEST_SQL.format(join="JOIN"))
+_NEWEST_OF_SESSION: Final = DriverText("""
 SELECT type, recorded_at, bytes_before FROM event WHERE session = :session AND seq > :after ORDER BY seq DESC
-"""
-_DOWN: Final = """
+""")
+_DOWN: Final = DriverText("""
 SELECT position, recorded_at FROM event WHERE position > :low AND position <= :middle ORDER BY position DESC LIMIT 1
-"""
-_UP: Final = """
+""")
+_UP: Final = DriverText("""
 SELECT position, recorded_at FROM event WHERE position > :middle AND position < :high ORDER BY position LIMIT 1
-"""
-_EDGES: Final = f"""
-SELECT (SELECT created_at FROM session ORDER BY id LIMIT 1), (SELECT removed_at FROM store), ({LAST_POSITION_SQL})
-"""
+""")
+_EDGES: Final = DriverText(
+    f"SELECT (SELECT created_at FROM session ORDER BY id LIMIT 1), (SELECT removed_at FROM store), ({LAST_POSITION_SQL})",
+    postgresql=f"""
+SELECT (SELECT created_at FROM session ORDER BY id LIMIT 1),
+  (SELECT max(removed_at) FROM (SELECT removed_at FROM store UNION ALL
+    (SELECT removed_at FROM removal ORDER BY position DESC LIMIT 1)) AS removed),
+  ({LAST_POSITION_POSTGRESQL})
+""",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +119,9 @@ def newest_of_session(conn: Connection, row: Any, most: int) -> tuple[EventSampl
     return EventSample(events=types.total, since=_moment(since), types=types.largest(), sessions=()), _sizes(sizes)
 
 
-def _rows(conn: Connection, sql: str, **bounds: int) -> Iterator[Any]:
+def _rows(conn: Connection, sql: DriverText, **bounds: int) -> Iterator[Any]:
     """Rows that begin with a type and with numbers. `StoreCorrupt` where they are not: no checksum is looked at here."""
-    for row in conn.exec_driver_sql(sql, bounds):
+    for row in conn.exec_driver_sql(sql.on(conn), bounds):
         if not isinstance(row[0], str) or not all(isinstance(number, int) for number in row[1:4]):
             raise damaged(conn, "an event has something else where its type or a number belongs")
         yield row
@@ -165,7 +173,7 @@ class _Known:
     """
 
     def __init__(self, conn: Connection, now_us: int) -> None:
-        created_at, removed_at, last = edges = conn.exec_driver_sql(_EDGES).one()
+        created_at, removed_at, last = edges = conn.exec_driver_sql(_EDGES.on(conn)).one()
         if not all(edge is None or isinstance(edge, int) for edge in edges):
             raise damaged(conn, "a count or a time of it is no number")
         self._conn = conn
@@ -214,8 +222,8 @@ class _Known:
         self._note(*found)
         return True
 
-    def _look(self, sql: str, **bounds: int) -> tuple[int, int] | None:
-        found = self._conn.exec_driver_sql(sql, bounds).fetchone()
+    def _look(self, sql: DriverText, **bounds: int) -> tuple[int, int] | None:
+        found = self._conn.exec_driver_sql(sql.on(self._conn), bounds).fetchone()
         if found is not None and not isinstance(found[1], int):
             raise damaged(self._conn, f"the event at position {found[0]} has a time that is no number")
         return None if found is None else (found[0], found[1])

@@ -1,7 +1,7 @@
 """What the functions that read and write a store ask of its connections: SQLite's `Database`, and `PostgresDatabase`."""
 
 from contextlib import AbstractContextManager
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from sqlalchemy import Connection, Result, Select
 
@@ -14,6 +14,14 @@ Dialect = Literal["sqlite", "postgresql"]
 Rows = list[tuple[Any, ...]]
 
 _STREAMED_ROWS: Final = 64  # a payload may have 16 MiB
+
+
+class Sizes(NamedTuple):
+    """What a store takes on disk: the database, its write-ahead log, and empty pages in the former."""
+
+    file_bytes: int
+    wal_bytes: int
+    free_bytes: int
 
 
 class AnyDatabase(Protocol):
@@ -45,6 +53,9 @@ class AnyDatabase(Protocol):
 
         Ask before the snapshot is taken that reads them.
         """
+
+    def sizes(self, conn: Connection) -> Sizes:
+        """What the store takes on disk now."""
 
     def checkpoint(self) -> None:
         """Bring what the log holds into the database, where that is not the database's own affair."""

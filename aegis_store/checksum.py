@@ -28,6 +28,9 @@ LAST_POSITION_SQL: Final = (
 )
 """The highest position that was ever given; 0 before the first event."""
 
+LAST_POSITION_POSTGRESQL: Final = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM event_position"
+"""The same there."""
+
 NEXT_SUM_SQL: Final = f":checksum + 3 * (last_seq + 1) + 5 * ({LAST_POSITION_SQL} + 1) + 7 * total_bytes + {STORE_NUMBER_SQL}"
 """The checksum of a session's next event, in a statement over the session's row that gives it the next position."""
 

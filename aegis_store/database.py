@@ -5,6 +5,7 @@ pool; in WAL mode they neither wait for the writer nor make it wait. A thread ch
 more is told of commits (`watcher`).
 """
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from sqlalchemy import Connection
 from sqlalchemy.pool import QueuePool
 
 from aegis_store import driver, forks, watcher
-from aegis_store.any_database import Dialect
+from aegis_store.any_database import Dialect, Sizes
 from aegis_store.checkpointer import Checkpointer
 from aegis_store.connections import Connections, Durability, check_revision
 from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreBusy, StoreClosed
@@ -30,6 +31,7 @@ from aegis_store.watcher import Watcher
 from aegis_store.writer import Writer
 
 _CLOSED: Final = "was closed"
+_PAGES: Final = ("page_size", "freelist_count")
 
 
 class Database:
@@ -201,6 +203,11 @@ class Database:
         if watcher.awake:
             watcher.note_commit(self.target.path)
 
+    def sizes(self, conn: Connection) -> Sizes:
+        """That of the files, by path: to open one would drop its locks."""
+        page_bytes, free_pages = (int(conn.exec_driver_sql(f"PRAGMA {name}").scalar_one()) for name in _PAGES)
+        return Sizes(_size_of(self.target.path), _size_of(self.target.side_file("-wal")), page_bytes * free_pages)
+
     def checkpoint(self) -> None:
         """Bring what the log holds into the file, as far as readers allow; neither waits nor makes writers wait.
 
@@ -321,6 +328,13 @@ class Database:
     def errors(self) -> AbstractContextManager[None]:
         """Inside, the driver's and SQLAlchemy's errors become those of `aegis_store.errors`."""
         return errors_of(str(self.target))
+
+
+def _size_of(file: Path) -> int:
+    try:
+        return os.stat(file).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _begin_reading(connection: Connection) -> None:

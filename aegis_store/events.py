@@ -212,8 +212,9 @@ class StoreStats:
     """The store at a glance, at one moment, and what this `EventStore` has done since it was opened.
 
     Of the store: `sessions` counts by status. `retained_bytes` are payloads alone; `file_bytes` is what the database and its
-    write-ahead log take on disk, `wal_bytes` the latter alone, `free_bytes` how much of it is empty pages. `removed_events`
-    and `removed_bytes` count all that ever went, whoever removed it.
+    write-ahead log take on disk, `wal_bytes` the latter alone, `free_bytes` how much of it is empty pages; on PostgreSQL the
+    first is what tables and indexes take, and the others are 0: log and free room are the server's. `removed_events` and
+    `removed_bytes` count all that ever went, whoever removed it.
 
     Of this `EventStore`, which other processes do not add to: `appended_events` are new events that `append` and
     `append_many` committed, `append_seconds` how long these calls took until they returned what was asked for (those that
@@ -264,7 +265,8 @@ class StoreStats:
 class Health:
     """Whether the store is well, and what to look at if not. `problems` are in words; empty: nothing is wrong.
 
-    `file_bytes`, `wal_bytes`, `free_bytes` are on disk: the database, its write-ahead log, and empty pages in the former.
+    `file_bytes`, `wal_bytes`, `free_bytes` are on disk: the database, its write-ahead log, and empty pages in the former (on
+    PostgreSQL its tables and indexes, 0 and 0).
     `budget_used` is the part of `max_total_bytes` that payloads take (1.0: full); None without a budget.
     `maintained_at` is when a maintenance of any process was last at work; `maintenance_error` is what went wrong in the last
     turn of this process's own, None if nothing did. `last_prune_*` tell of the newest run that left a row. `spooled_events`

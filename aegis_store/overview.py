@@ -8,8 +8,8 @@ from sqlalchemy import Connection, bindparam, select
 
 from aegis_store import activity, read, sessions, stats
 from aegis_store.activity import EventRate, EventSample, PayloadSizes
+from aegis_store.any_database import AnyDatabase
 from aegis_store.events import Event, Health, Session, StoreStats, Unlimited, from_us_within
-from aegis_store.metrics import Metrics
 from aegis_store.retention import limits, runs
 from aegis_store.retention.health import health
 from aegis_store.retention.maintenance import MaintenanceState
@@ -17,7 +17,6 @@ from aegis_store.retention.policy import RetentionPolicy
 from aegis_store.retention.runs import PruneRun
 from aegis_store.schema import event, session
 from aegis_store.settings import OVERVIEW_PRUNES, SAMPLE_EVENTS_OF_SESSION
-from aegis_store.target import Target
 
 _SPANS: Final = ((timedelta(minutes=1), 60), (timedelta(hours=1), 24))
 _ROW: Final = select(session.c.id, session.c.first_seq, session.c.last_seq, session.c.total_bytes).where(
@@ -66,10 +65,10 @@ class SessionOverview:
     last_events: tuple[Event, ...]
 
 
-def of_store(conn: Connection, target: Target, metrics: Metrics, maintenance: MaintenanceState | None) -> StoreOverview:
+def of_store(conn: Connection, db: AnyDatabase, maintenance: MaintenanceState | None) -> StoreOverview:
     """See `EventStore.overview`."""
     now = datetime.now(UTC)
-    numbers = stats.numbers(conn, target, metrics)
+    numbers = stats.numbers(conn, db)
     last_hour, last_day = activity.rates(conn, now, _SPANS)
     return StoreOverview(
         at=now,
@@ -77,7 +76,7 @@ def of_store(conn: Connection, target: Target, metrics: Metrics, maintenance: Ma
         bytes_are_estimates=numbers.bytes_are_estimates,
         sessions_at_cap=numbers.at_cap,
         policy=limits.policy_in_force(conn),
-        health=health(conn, target, maintenance),
+        health=health(conn, db, maintenance),
         last_hour=last_hour,
         last_day=last_day,
         newest=activity.newest(conn),

@@ -13,7 +13,15 @@ from sqlalchemy import Connection, bindparam, select
 
 from aegis_store import payload as payloads
 from aegis_store import sessions
-from aegis_store.checksum import LAST_POSITION_SQL, STORE_NUMBER, SUMMED, has_columns_in_place, row_sum, summed_of
+from aegis_store.checksum import (
+    LAST_POSITION_POSTGRESQL,
+    LAST_POSITION_SQL,
+    STORE_NUMBER,
+    SUMMED,
+    has_columns_in_place,
+    row_sum,
+    summed_of,
+)
 from aegis_store.driver_text import DriverText
 from aegis_store.errors import CursorAhead, EventsTruncated, InvalidEvent, InvalidInput, SessionNotFound, shown
 from aegis_store.events import Event, Page, StorePage, checked_count, checked_text, from_us
@@ -97,9 +105,7 @@ SELECT 1 FROM json_each(:places) AS place
 CROSS JOIN event ON session = json_extract(place.value, '$[0]') AND seq = json_extract(place.value, '$[1]')
 WHERE position > :start AND position <= :end LIMIT 1
 """)
-_LAST_POSITION: Final = DriverText(
-    f"SELECT {LAST_POSITION_SQL}", postgresql="SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM event_position"
-)
+_LAST_POSITION: Final = DriverText(f"SELECT {LAST_POSITION_SQL}", postgresql=LAST_POSITION_POSTGRESQL)
 
 
 def page(

@@ -1,5 +1,6 @@
 """Where a store on PostgreSQL is, and connections to it."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,11 +36,29 @@ class Server:
         return cls(url)
 
     def __str__(self) -> str:
-        shown = {name: "***" if "password" in name else value for name, value in self.url.query.items()}
+        shown = {name: "***" if _is_secret(name) else value for name, value in self.url.query.items()}
         return self.url.set(query=shown).render_as_string(hide_password=True)
 
     def __repr__(self) -> str:
         return f"Server({str(self)!r})"
+
+    @property
+    def name(self) -> str:
+        """How its database is called, for people, as a file may be called."""
+        return re.sub(r"[^\w.-]", "_", self.url.database or "postgresql")
+
+    @property
+    def identity(self) -> str:
+        """The URL without any password, so that a new one makes no other store of it."""
+        url = self.url
+        query = {name: value for name, value in url.query.items() if not _is_secret(name)}
+        return URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query).render_as_string()
+
+    @property
+    def secrets(self) -> list[str]:
+        """What must never show: its passwords, as they are."""
+        found = [value for name, values in self.url.normalized_query.items() if _is_secret(name) for value in values]
+        return [secret for secret in (str(self.url.password or ""), *found) if secret]
 
     def engine(self, *, settings: dict[str, str], **options: Any) -> Engine:
         """SQLAlchemy's engine; each connection has those `settings` of PostgreSQL."""
@@ -59,3 +78,8 @@ class Server:
 
         sa_event.listen(engine, "connect", prepare)
         return engine
+
+
+def _is_secret(option: str) -> bool:
+    """Whether the value of that option of a URL must not show."""
+    return any(word in option.lower() for word in ("password", "secret"))

@@ -5,8 +5,9 @@ spools waits for nobody, and whoever is killed loses nothing that was said to be
 the event was received: sorted, they are in order.
 
 Where nothing can be written beside the store (the disk is full, no permission) the same is done in the user's state directory,
-under a name made of the store's path; both places are looked at. What can never come in (it is no JSON, too large, of another
-tenant) is moved to the directory `rejected` in there, with the reason, and stays until somebody looks at it.
+under a name made of the store's path; both places are looked at. A store on a server has that one alone, under a name made of
+its URL without the password. What can never come in (it is no JSON, too large, of another tenant) is moved to the directory
+`rejected` in there, with the reason, and stays until somebody looks at it.
 """
 
 import base64
@@ -29,6 +30,7 @@ from aegis_store.draft import make_directories, sync_directory
 from aegis_store.errors import AegisStoreError, EventIdConflict, InvalidEvent, InvalidSession, SessionExists
 from aegis_store.events import to_us
 from aegis_store.file_lock import FileLock
+from aegis_store.server import Server
 from aegis_store.settings import ORPHAN_AGE_S
 from aegis_store.target import Target
 
@@ -97,10 +99,11 @@ class Kept(NamedTuple):
 class Spool:
     """The files of the events that wait for one store. Safe for threads and processes."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target | Server) -> None:
         elsewhere = _place_elsewhere(target)
         # A user without a home has a state directory wherever he is, which nobody would find again.
-        self.places = (target.side_file("-spool"), *((elsewhere,) if elsewhere.is_absolute() else ()))
+        beside = (target.side_file("-spool"),) if isinstance(target, Target) else ()
+        self.places = (*beside, *((elsewhere,) if elsewhere.is_absolute() else ()))
 
     def add(self, received: Received, *, rejected: bool = False) -> Path:
         """Keep it, durably: beside the store, else in the state directory. Raises `OSError` when neither can be written."""
@@ -203,9 +206,9 @@ def _with_reason(received: Received, reason: str) -> Received:
     return Received(**{name: getattr(received, name) for name in Received.__slots__ if name != "reason"}, reason=reason)
 
 
-def _place_elsewhere(target: Target) -> Path:
-    mark = sha256(os.fsencode(target.path)).hexdigest()[:16]
-    return user_state_path("aegis-store", appauthor=False) / "spool" / f"{target.path.name[:64]}-{mark}"
+def _place_elsewhere(target: Target | Server) -> Path:
+    mark = sha256(os.fsencode(target.identity)).hexdigest()[:16]
+    return user_state_path("aegis-store", appauthor=False) / "spool" / f"{target.name[:64]}-{mark}"
 
 
 def _name(received: Received) -> str:

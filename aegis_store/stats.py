@@ -1,18 +1,16 @@
 """The store at a glance: numbers from the session records, not from the events."""
 
-import os
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Integer, and_, case, cast, func, select, text
+from sqlalchemy import BigInteger, Connection, and_, case, cast, func, select, text
 
+from aegis_store.any_database import AnyDatabase
 from aegis_store.errors import shown
 from aegis_store.events import Status, StoreStats
-from aegis_store.metrics import Metrics
 from aegis_store.schema import NAMED, event, session, store, tombstone
 from aegis_store.settings import SESSIONS_LOOKED_AT
 from aegis_store.sqlite_errors import damaged
-from aegis_store.target import Target
 
 _COUNT: Final = session.c.last_seq - session.c.first_seq + 1
 _CAP: Final = func.coalesce(session.c.max_events, select(store.c.max_events).scalar_subquery())
@@ -25,11 +23,11 @@ _FIRST: Final = (
     .correlate(session)
     .scalar_subquery()
 )
-_IN_PROPORTION: Final = cast(session.c.total_bytes * ((session.c.first_seq - text("1.0")) / session.c.last_seq), Integer)
+_IN_PROPORTION: Final = cast(session.c.total_bytes * ((session.c.first_seq - text("1.0")) / session.c.last_seq), BigInteger)
 
 
 def _sum(values: Any) -> Any:
-    return func.coalesce(func.sum(values), 0)
+    return cast(func.coalesce(func.sum(values), 0), BigInteger)  # PostgreSQL sums numbers up to a decimal
 
 
 def _removed_bytes(of_those_that_lost_some: Any) -> Any:
@@ -60,29 +58,29 @@ class Numbers:
     at_cap: int
 
 
-def stats(conn: Connection, target: Target, metrics: Metrics) -> StoreStats:
+def stats(conn: Connection, db: AnyDatabase) -> StoreStats:
     """See `StoreStats`. Costs 0.4 µs a session, standing or deleted, and 4 to 10 µs one that has lost some of its events."""
-    return numbers(conn, target, metrics, looks=None).stats
+    return numbers(conn, db, looks=None).stats
 
 
-def numbers(conn: Connection, target: Target, metrics: Metrics, *, looks: int | None = SESSIONS_LOOKED_AT) -> Numbers:
+def numbers(conn: Connection, db: AnyDatabase, *, looks: int | None = SESSIONS_LOOKED_AT) -> Numbers:
     """The same for 0.4 µs a session. Removed bytes are estimated by the session's mean where that takes more `looks`."""
     by_status = conn.execute(_BY_STATUS).all()
     sums = conn.execute(_SUMS).one()
     is_exact = looks is None or sums.lost_some <= looks
     removed_bytes = conn.execute(_REMOVED_BYTES).scalar_one() if is_exact else sums.about_removed_bytes
     buried = conn.execute(_BURIED).one()
-    wal_bytes = size_of(target, "-wal")
+    sizes = db.sizes(conn)
     found = StoreStats(
         sessions={_status(conn, status): count for status, count in by_status},
         events=sums.events,
         retained_bytes=sums.bytes - removed_bytes,
         removed_events=sums.removed_events + buried.events,
         removed_bytes=removed_bytes + buried.bytes,
-        file_bytes=size_of(target, "") + wal_bytes,
-        wal_bytes=wal_bytes,
-        free_bytes=free_bytes(conn),
-        **metrics.shown(),
+        file_bytes=sizes.file_bytes + sizes.wal_bytes,
+        wal_bytes=sizes.wal_bytes,
+        free_bytes=sizes.free_bytes,
+        **db.metrics.shown(),
     )
     return Numbers(stats=found, bytes_are_estimates=not is_exact, at_cap=sums.at_cap)
 
@@ -92,18 +90,3 @@ def _status(conn: Connection, found: Any) -> Status:
         return Status(found)
     except ValueError:
         raise damaged(conn, f"a session has the status {shown(found)}, which there is not") from None
-
-
-def free_bytes(conn: Connection) -> int:
-    """Empty pages of the file, in bytes. None on PostgreSQL, which has no file of its own to give back."""
-    if conn.dialect.name != "sqlite":
-        return 0
-    page_bytes = int(conn.exec_driver_sql("PRAGMA page_size").scalar_one())
-    return page_bytes * int(conn.exec_driver_sql("PRAGMA freelist_count").scalar_one())
-
-
-def size_of(target: Target, suffix: str) -> int:
-    try:
-        return os.stat(target.side_file(suffix)).st_size  # by path: opening the file would drop its locks
-    except FileNotFoundError:
-        return 0

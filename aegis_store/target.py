@@ -43,6 +43,16 @@ class Target:
     def __str__(self) -> str:
         return str(self.path)
 
+    @property
+    def name(self) -> str:
+        """How it is called, for people."""
+        return self.path.name
+
+    @property
+    def identity(self) -> str:
+        """What no other store has."""
+        return str(self.path)
+
     def side_file(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)
 

@@ -240,8 +240,8 @@ def test_where_it_would_take_many_looks_removed_bytes_are_estimated(store: Event
         for _ in range(8):
             store.append(name, "t", "1234")
     with store._db.read() as conn:
-        found = stats.numbers(conn, store._db.target, store._db.metrics, looks=1)
-        exact = stats.numbers(conn, store._db.target, store._db.metrics, looks=2)
+        found = stats.numbers(conn, store._db, looks=1)
+        exact = stats.numbers(conn, store._db, looks=2)
     assert (found.bytes_are_estimates, exact.bytes_are_estimates) == (True, False)
     assert found.stats == exact.stats == store.stats()  # since all payloads are alike
 
@@ -410,7 +410,7 @@ def test_stats_look_at_events_only_of_sessions_that_have_lost_some(store: EventS
         store.append(f"s{number}", "t", 1)
     assert vm_steps(store, store.stats) - whole > 50 * 5
     with store._db.read() as conn:
-        assert not stats.numbers(conn, store._db.target, store._db.metrics).bytes_are_estimates
+        assert not stats.numbers(conn, store._db).bytes_are_estimates
 
 
 def test_every_look_at_events_goes_by_an_index_or_by_position(store: EventStore, shell: sqlite3.Connection) -> None:

@@ -9,17 +9,24 @@ import psycopg
 from sqlalchemy import Connection
 from sqlalchemy import event as sa_event
 
-from aegis_store.any_database import Dialect, Rows
+from aegis_store.any_database import Dialect, Rows, Sizes
 from aegis_store.connections import check_revision
 from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreClosed, StoreUnavailable
 from aegis_store.metrics import Metrics
 from aegis_store.postgres.errors import errors_of
 from aegis_store.postgres.lone import LoneStatements
 from aegis_store.redaction import Redact
+from aegis_store.schema import metadata
 from aegis_store.server import Server
 
 _SYNCHRONOUS: Final = {"power": "on", "process": "off"}
 _SETTLED: Final = "SELECT aegis_settled_position()"
+# With indexes, and what is too long for a page; a table in partitions takes nothing itself.
+_SIZE: Final = f"""
+SELECT coalesce(sum(pg_total_relation_size(coalesce(part.inhrelid, whole.oid))), 0)
+FROM pg_class AS whole LEFT JOIN pg_inherits AS part ON part.inhparent = whole.oid
+WHERE whole.oid IN ({", ".join(f"'{name}'::regclass" for name in (*metadata.tables, "removal"))})
+"""
 
 # A transaction begins by looking at the revision, which stays until its end, since a deploy waits for this lock (`deploy`).
 # The lock comes first: the snapshot is taken by the first query, and must be that of the schema which the deploy left behind.
@@ -126,6 +133,10 @@ class PostgresDatabase:
                 with self.read():  # which says whether a deploy has changed it
                     pass
             raise
+
+    def sizes(self, conn: Connection) -> Sizes:
+        """Of its tables. The log and what is free in them are the server's affair, which uses them again."""
+        return Sizes(int(conn.exec_driver_sql(_SIZE).scalar_one()), 0, 0)
 
     def checkpoint(self) -> None:
         """Nothing: PostgreSQL has its own."""

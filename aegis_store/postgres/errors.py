@@ -62,5 +62,6 @@ def _one_line(server: Server, error: Exception) -> str:
     """What happened, without the values and the statement that PostgreSQL adds on further lines."""
     primary = getattr(getattr(error, "diag", None), "message_primary", None)
     text = str(primary or error).strip().partition("\n")[0] or type(error).__name__
-    password = server.url.password
-    return text.replace(str(password), "***") if password else text
+    for secret in server.secrets:
+        text = text.replace(secret, "***")
+    return text

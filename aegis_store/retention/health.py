@@ -2,16 +2,15 @@
 
 from sqlalchemy import Connection, select
 
+from aegis_store.any_database import AnyDatabase
 from aegis_store.errors import plural
 from aegis_store.events import Health, from_us
 from aegis_store.retention.maintenance import MaintenanceState
 from aegis_store.schema import prune_run, store
 from aegis_store.spool import Spool
-from aegis_store.stats import free_bytes, size_of
-from aegis_store.target import Target
 
 
-def health(conn: Connection, target: Target, maintenance: MaintenanceState | None) -> Health:
+def health(conn: Connection, db: AnyDatabase, maintenance: MaintenanceState | None) -> Health:
     """See `EventStore.health`."""
     row = conn.execute(select(store)).one()
     last = conn.execute(select(prune_run).order_by(prune_run.c.id.desc()).limit(1)).one_or_none()
@@ -19,7 +18,7 @@ def health(conn: Connection, target: Target, maintenance: MaintenanceState | Non
     problems = []
     waiting = rejected = 0
     try:
-        spool = Spool(target)
+        spool = Spool(db.target)
         waiting, rejected = len(spool.waiting()), len(spool.rejected())
     except OSError as problem:
         problems.append(f"the spool cannot be read: {problem.strerror}")
@@ -36,9 +35,7 @@ def health(conn: Connection, target: Target, maintenance: MaintenanceState | Non
         problems.append(f"{plural(rejected, 'event')} set aside in the spool, not recorded: aegis-store spool show tells why")
     return Health(
         problems=tuple(problems),
-        file_bytes=size_of(target, ""),
-        wal_bytes=size_of(target, "-wal"),
-        free_bytes=free_bytes(conn),
+        **db.sizes(conn)._asdict(),
         retained_bytes=row.retained_bytes,
         max_total_bytes=row.max_total_bytes,
         maintain_every=maintenance.every if maintenance else None,

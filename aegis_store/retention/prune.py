@@ -24,7 +24,6 @@ from aegis_store.settings import (
     PRUNE_SLICE_EVENTS,
     PRUNE_SLICE_S,
 )
-from aegis_store.stats import free_bytes
 
 OnProgress = Callable[[int, int], None]
 """Called with (events removed so far, events in the plan) after each slice."""
@@ -88,7 +87,7 @@ def carry_out(
         if plan.truncations or trigger in ("api", "cli"):
             run.finish(db, "done")
     with db.read() as conn:
-        reclaimable_bytes = free_bytes(conn)
+        reclaimable_bytes = db.sizes(conn).free_bytes
     return PruneReport(
         now=plan.now,
         events_removed=run.totals.events,

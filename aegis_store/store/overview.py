@@ -19,9 +19,8 @@ class Overview(OpenStore):
         `stats().as_metrics()` is a plain mapping, for the metrics of a host. Looks at the
         session records, and at an event of each session that has lost some of its events and holds others.
         """
-        self._needs_sqlite("stats")
         with self._db.read() as conn:
-            return stats.stats(conn, self._db.target, self._db.metrics)
+            return stats.stats(conn, self._db)
 
     def overview(self) -> StoreOverview:
         """The store at a glance: what it holds, how full it is, what has been going on, what was removed. One snapshot.
@@ -30,11 +29,8 @@ class Overview(OpenStore):
         of these it reads no payload and verifies no checksum. Beside that it costs 0.4 µs a session: with 1,000,000
         events of 2,000 sessions some 15 ms here, of 20,000 sessions 35.
         """
-        self._needs_sqlite("overview")
         with self._db.read() as conn:
-            return overview.of_store(
-                conn, self._db.target, self._db.metrics, self._maintenance.state if self._maintenance else None
-            )
+            return overview.of_store(conn, self._db, self._maintenance.state if self._maintenance else None)
 
     def session_overview(self, session_id: str, *, last: int = 10) -> SessionOverview:
         """A session at a glance: its record, its life, and what its newest 1,000 events are. One snapshot.
@@ -42,16 +38,14 @@ class Overview(OpenStore):
         Of those it reads no payload and verifies no checksum, but for the `last` (0 to 1,000) events, which come as by `read`.
         Raises `SessionNotFound`, `InvalidInput`.
         """
-        self._needs_sqlite("session_overview")
         checked_count("last", last, 0, MAX_PAGE_EVENTS)
         with self._db.read() as conn:
             return overview.of_session(conn, session_id, last)
 
     def health(self) -> Health:
         """Whether the store is well, and what to look at if not. Looks at no session: it costs the same in every store."""
-        self._needs_sqlite("health")
         with self._db.read() as conn:
-            return health(conn, self._db.target, self._maintenance.state if self._maintenance else None)
+            return health(conn, self._db, self._maintenance.state if self._maintenance else None)
 
     def verify(self, *, on_progress: OnVerified | None = None) -> VerifyReport:
         """Read the whole store, and tell what in it is not what was written. Changes nothing; works beside writers.

@@ -1,14 +1,15 @@
-"""The contract on PostgreSQL: the tests of appends, reads and sessions that ask nothing of SQLite itself, once more."""
+"""The contract on PostgreSQL: the tests of appends, reads, sessions and more that ask nothing of SQLite itself, once more."""
 
 import inspect
 from collections.abc import Callable
 from types import ModuleType
 
-from tests import test_append, test_read, test_sessions
+from tests import test_append, test_health, test_overview, test_read, test_sessions
+from tests.test_health import failed_prune as failed_prune
 from tests.test_read import mixed as mixed
 from tests.test_read import woven as woven
 
-_ASKS_SQLITE = ("statements_of", "vm_steps", "steps_of", "._db")
+_ASKS_SQLITE = ("statements_of", "vm_steps", "steps_of", "._db", ".maintain_every")
 _FIXTURES_OF_SQLITE = {"shell", "path", "tmp_path", "large_store", "monkeypatch", "template"}
 
 
@@ -27,7 +28,7 @@ def contract(module: ModuleType, *, files: bool = False) -> dict[str, Callable[.
     return found
 
 
-for _module in (test_append, test_read, test_sessions):
+for _module in (test_append, test_health, test_overview, test_read, test_sessions):
     globals().update(contract(_module))
 
 
