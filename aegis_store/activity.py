@@ -37,10 +37,7 @@ SELECT position, recorded_at FROM event WHERE position > :middle AND position < 
 _EDGES: Final = DriverText(
     f"SELECT (SELECT created_at FROM session ORDER BY id LIMIT 1), (SELECT removed_at FROM store), ({LAST_POSITION_SQL})",
     postgresql=f"""
-SELECT (SELECT created_at FROM session ORDER BY id LIMIT 1),
-  (SELECT max(removed_at) FROM (SELECT removed_at FROM store UNION ALL
-    (SELECT removed_at FROM removal ORDER BY position DESC LIMIT 1)) AS removed),
-  ({LAST_POSITION_POSTGRESQL})
+SELECT (SELECT created_at FROM session ORDER BY id LIMIT 1), (SELECT removed_at FROM removal), ({LAST_POSITION_POSTGRESQL})
 """,
 )
 

@@ -25,7 +25,7 @@ _SETTLED: Final = "SELECT aegis_settled_position()"
 _SIZE: Final = f"""
 SELECT coalesce(sum(pg_total_relation_size(coalesce(part.inhrelid, whole.oid))), 0)
 FROM pg_class AS whole LEFT JOIN pg_inherits AS part ON part.inhparent = whole.oid
-WHERE whole.oid IN ({", ".join(f"'{name}'::regclass" for name in (*metadata.tables, "removal"))})
+WHERE whole.oid IN ({", ".join(f"'{name}'::regclass" for name in metadata.tables)})
 """
 
 # A transaction begins by looking at the revision, which stays until its end, since a deploy waits for this lock (`deploy`).

@@ -102,7 +102,7 @@ def test_events_that_were_removed_to_the_last_came_before_the_removal(store: Eve
     now = datetime.now(UTC)
     with connect(postgres_url) as shell:
         freed(shell, "UPDATE session SET created_at = %s", now - timedelta(minutes=59))
-        freed(shell, "UPDATE removal SET removed_at = %s", now - timedelta(minutes=30))
+        freed(shell, "UPDATE session SET removed_at = %s", now - timedelta(minutes=30))
     rate = store.overview().last_hour
     assert sum(rate.counts[:30]) == sum(rate.counts) == 90
     assert rate.is_estimate
