@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from aegis_store.activity import Share as Share
     from aegis_store.aio import AsyncEventStore as AsyncEventStore
     from aegis_store.backup import BackupReport as BackupReport
+    from aegis_store.copying.run import CopyReport as CopyReport
     from aegis_store.doctor import DoctorReport as DoctorReport
     from aegis_store.doctor import Finding as Finding
     from aegis_store.errors import (
@@ -150,6 +151,7 @@ _ROOMS = {
     "aegis_store.activity": "EventRate EventSample PayloadSizes Share",
     "aegis_store.aio": "AsyncEventStore",
     "aegis_store.backup": "BackupReport",
+    "aegis_store.copying.run": "CopyReport",
     "aegis_store.doctor": "DoctorReport Finding",
     "aegis_store.errors": (
         "AegisStoreError CursorAhead EventIdConflict EventsTruncated EventTooLarge FileUnavailable ImportRejected InvalidEvent "

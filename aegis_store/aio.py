@@ -311,6 +311,7 @@ class AsyncEventStore:
     upgrade = staticmethod(_in_thread(EventStore.upgrade))
     compact = staticmethod(_in_thread(EventStore.compact))
     restore = staticmethod(_in_thread(EventStore.restore))
+    copy = staticmethod(_in_thread(EventStore.copy))
     doctor = staticmethod(_in_thread(EventStore.doctor))
 
     async def close(self) -> None:

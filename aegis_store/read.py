@@ -243,7 +243,7 @@ def _check_nothing_is_missing(conn: Connection, start: int, events: list[Event],
     events in the page follow one another, and those before and after them, by the index, lie outside of it. (A session all of
     whose events in the page are hidden is not missed here: `verify` finds it.)
     """
-    complete_above = _removed(conn).position
+    complete_above = last_removed(conn).position
     seen: dict[str, tuple[int, int]] = {}
     before = start
     for each in events:
@@ -260,7 +260,7 @@ def _check_nothing_is_missing(conn: Connection, start: int, events: list[Event],
             raise damaged(conn, f"events after position {start} are hidden")
 
 
-class _Removed(NamedTuple):
+class Removed(NamedTuple):
     """What was removed last of the whole store."""
 
     position: int
@@ -269,19 +269,19 @@ class _Removed(NamedTuple):
     intact: bool
 
 
-def _removed(conn: Connection) -> _Removed:
+def last_removed(conn: Connection) -> Removed:
     found = _fetched(conn, _REMOVED, {})
-    removed = _Removed(*found[0]) if found else _Removed(0, None, None, False)
+    removed = Removed(*found[0]) if found else Removed(0, None, None, False)
     check_intact(conn, removed.intact, "the policy and of what was removed")
     return removed
 
 
-def _removed_of(conn: Connection, scope: Scope | None, after: int) -> _Removed:
+def _removed_of(conn: Connection, scope: Scope | None, after: int) -> Removed:
     """The same of a scope, if anything of it may have been removed above that cursor."""
-    removed = _removed(conn)
+    removed = last_removed(conn)
     if scope is not None and after < removed.position:
         found = _fetched(conn, _REMOVED_OF_SCOPE, {"removed": removed.position, "after": after, **scope._asdict()})
-        return _Removed(*found[0]) if found else _Removed(0, None, None, intact=True)
+        return Removed(*found[0]) if found else Removed(0, None, None, intact=True)
     return removed
 
 

@@ -11,6 +11,7 @@ from aegis_store.cli import (
     backup,
     bench,
     completion,
+    copy,
     demo,
     deploy,
     doctor,
@@ -127,6 +128,7 @@ app.command()(verify.verify)
 app.command()(doctor.doctor)
 app.command()(backup.backup)
 app.command()(backup.restore)
+app.command()(copy.copy)
 app.command()(deploy.upgrade)
 app.command()(bench.bench)
 

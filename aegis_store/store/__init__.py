@@ -5,7 +5,7 @@
     retention   retention_policy set_retention_policy plan_policy plan_prune prune prune_history reclaim
     transfer    export import_lines import_aegis backup
     overview    overview session_overview stats health verify
-    here        open scoped upgrade compact restore doctor close
+    here        open scoped upgrade compact restore copy doctor close
 
 Each line is a file beside this one; `base` is what they stand on, `scoped` what they are to one tenant and owner.
 """
@@ -21,6 +21,8 @@ from aegis_store import creation, driver, file_system, gate, migrate, redaction
 from aegis_store.backup import BackupReport
 from aegis_store.backup import OnProgress as OnBackedUp
 from aegis_store.connections import Durability
+from aegis_store.copying.run import CopyReport, copy
+from aegis_store.copying.run import OnProgress as OnCopied
 from aegis_store.database import Database
 from aegis_store.doctor import DoctorReport, doctor
 from aegis_store.errors import InvalidInput, StoreBusy, StoreFull, StoreUnavailable, shown
@@ -183,6 +185,34 @@ class EventStore(Parts):
         place = Target.of(target)
         file_system.refuse_network(place)
         return backups.restore(Target.of(backup), place, on_progress=on_progress)
+
+    @staticmethod
+    def copy(
+        source: str | os.PathLike[str], target: str | os.PathLike[str], *, on_progress: OnCopied | None = None
+    ) -> CopyReport:
+        """Copy the store at `source` into the one at `target`, each on SQLite or PostgreSQL; a target that is missing is made.
+
+        All comes along as it stands: sessions with their records, ranges, caps, holds and what was removed of them, events with
+        seq, position, times and ids, tombstones, prune history, the policy. Cursors stay good. From PostgreSQL to SQLite,
+        positions that no event ever had (of appends that were refused) are taken for removed: cursors of the whole store below
+        them get `EventsTruncated`, with the reason "before_copy".
+
+        The source is read in one snapshot, in flat memory; its writers go on, and what they write meanwhile is not in the
+        copy. Nobody is to use the target before it is done. Events come in some hundred at a time, each batch in one
+        transaction, in the order of their positions. Interrupted, call it again: it goes on after what is there. So it does
+        when the source has gone on, as long as it holds what follows what was copied. At the end both are read side by side,
+        and each record and event is compared. No hook redacts, and nothing is pruned.
+
+        `on_progress` is called with (events done, events to do): each is written, then compared. Raises `InvalidInput` if
+        source and target are one store, or the target holds what is no part of the source; it is then as it was.
+        `StoreUnavailable` if the target is not equal in the end, or somebody else writes to it, `StoreBusy`, `StoreFull`,
+        `StoreCorrupt` for damage, and what `open` raises of both: what was copied stays.
+        """
+        with (
+            EventStore.open(source, read_only=True) as read,
+            EventStore.open(target, prune_on_open=False, maintain_every=None) as written,
+        ):
+            return copy(read._db, written._db, on_progress)
 
     def scoped(self, *, tenant: str, owner: str) -> ScopedStore:
         """The same surface for the sessions of one tenant and one owner alone: those of others do not exist there.
