@@ -24,6 +24,13 @@ class Sizes(NamedTuple):
     free_bytes: int
 
 
+class Readable(Protocol):
+    """What can be verified: an open store, one long snapshot of it, or the one connection that has a store for itself."""
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """One snapshot."""
+
+
 class AnyDatabase(Protocol):
     """The connections of one open store, safe for threads."""
 
@@ -54,6 +61,9 @@ class AnyDatabase(Protocol):
         Ask before the snapshot is taken that reads them.
         """
 
+    def to_verify(self) -> AbstractContextManager[Readable]:
+        """The store, for a long look at all of it, by which no writer is held up: in one snapshot where that can be."""
+
     def sizes(self, conn: Connection) -> Sizes:
         """What the store takes on disk now."""
 
@@ -74,7 +84,8 @@ def locking(conn: Connection, query: Select[Any]) -> Select[Any]:
 
 def streamed(conn: Connection, query: Select[Any]) -> Result[Any]:
     """Its rows, a few at a time: a driver that would fetch all of them first is given a cursor on the server."""
-    return conn.execute(query, execution_options={"stream_results": True, "max_row_buffer": _STREAMED_ROWS})
+    options = {"stream_results": True, "max_row_buffer": _STREAMED_ROWS} if conn.dialect.supports_server_side_cursors else {}
+    return conn.execute(query, execution_options=options)
 
 
 def keep_appends_out(conn: Connection) -> None:

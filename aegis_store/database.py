@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from sqlalchemy.pool import QueuePool
 
 from aegis_store import driver, forks, watcher
-from aegis_store.any_database import Dialect, Sizes
+from aegis_store.any_database import Dialect, Readable, Sizes
 from aegis_store.checkpointer import Checkpointer
 from aegis_store.connections import Connections, Durability, check_revision
 from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreBusy, StoreClosed
@@ -202,6 +202,10 @@ class Database:
         self._checkpointer.note_write()
         if watcher.awake:
             watcher.note_commit(self.target.path)
+
+    def to_verify(self) -> AbstractContextManager[Readable]:
+        """Snapshot by snapshot: during a long one the log could not be begun anew."""
+        return nullcontext(self)
 
     def sizes(self, conn: Connection) -> Sizes:
         """That of the files, by path: to open one would drop its locks."""

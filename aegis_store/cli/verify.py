@@ -52,5 +52,7 @@ def _print(report: "VerifyReport") -> None:
     if report.events_without_checksum:
         unchecked = plural(report.events_without_checksum, "event")
         show_prose(f"{unchecked} without a checksum: stored before schema 0003, or by another program.")
+    for each in report.not_looked_at:
+        show_prose(f"Not looked at: {each}.")
     if report.advice:
         show_prose(report.advice)

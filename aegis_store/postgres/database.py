@@ -9,7 +9,7 @@ import psycopg
 from sqlalchemy import Connection
 from sqlalchemy import event as sa_event
 
-from aegis_store.any_database import Dialect, Rows, Sizes
+from aegis_store.any_database import Dialect, Readable, Rows, Sizes
 from aegis_store.connections import check_revision
 from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreClosed, StoreUnavailable
 from aegis_store.metrics import Metrics
@@ -134,6 +134,12 @@ class PostgresDatabase:
                     pass
             raise
 
+    @contextmanager
+    def to_verify(self) -> Iterator[Readable]:
+        """One snapshot for all of it: what is damaged in one look is no hindrance for the next."""
+        with self.read() as connection:
+            yield _OneSnapshot(self.target, connection)
+
     def sizes(self, conn: Connection) -> Sizes:
         """Of its tables. The log and what is free in them are the server's affair, which uses them again."""
         return Sizes(int(conn.exec_driver_sql(_SIZE).scalar_one()), 0, 0)
@@ -175,3 +181,16 @@ class PostgresDatabase:
         self._lone.forget()
         self._engine.dispose()
         self._alone.dispose()
+
+
+class _OneSnapshot:
+    """A transaction that reads, in parts that may fail by themselves."""
+
+    def __init__(self, server: Server, connection: Connection) -> None:
+        self._server = server
+        self._connection = connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        with errors_of(self._server), self._connection.begin_nested():
+            yield self._connection

@@ -1,12 +1,12 @@
 """What only we know of a store: each session's events are one range, in order, as they were written, and its counters agree."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, func, select
 
 from aegis_store import payload as payloads
+from aegis_store.any_database import Readable, streamed
 from aegis_store.checksum import STORE_NUMBER, event_is_intact
 from aegis_store.errors import StoreCorrupt, shown
 from aegis_store.events import from_us
@@ -26,13 +26,6 @@ _EVENTS: Final = (
     .limit(_EVENTS_AT_ONCE)
 )
 _MAX_EVENTS: Final = select(store.c.max_events)
-
-
-class Readable(Protocol):
-    """What can be verified: an open store, or the one connection that has a store for itself."""
-
-    def read(self) -> AbstractContextManager[Connection]:
-        """One snapshot."""
 
 
 # Records
@@ -116,16 +109,16 @@ class SessionCheck:
             yield self._problem("record", "its record has text where a number belongs")
             return
         if self._last is None:
-            yield from self._of_record(row, conn.execute(_MAX_EVENTS).scalar_one())
+            yield from self._of_record(row, conn.execute(_MAX_EVENTS).scalar())
         elif row.first_seq > self._last.seq + 1:
             self._last = None  # what lay between was removed meanwhile
         start, before = self._last.seq + 1 if self._last else row.first_seq, self.events
-        with conn.execute(_EVENTS, {"key": self._key, "start": start}) as events:
+        with streamed(conn, _EVENTS.params(key=self._key, start=start)) as events:
             yield from self._of_events(row, events)
         if self.events - before < _EVENTS_AT_ONCE:
             yield from self._of_end(row)
 
-    def _of_record(self, row: Row[Any], max_events: int) -> Iterator[Problem]:
+    def _of_record(self, row: Row[Any], max_events: int | None) -> Iterator[Problem]:
         if not row.intact:
             yield self._problem("record", "its record is not what was written")
         held, cap = row.last_seq - row.first_seq + 1, max_events if row.max_events is None else row.max_events

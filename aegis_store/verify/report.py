@@ -23,7 +23,8 @@ class VerifyReport:
     """What `EventStore.verify` found. `problems` are the first thousand, `more_problems` counts those beyond.
 
     `sessions` and `events` were looked at. `events_without_checksum` among them were stored by a release before schema 0003
-    or by another program: that they are JSON in the right place is all that is known of them.
+    or by another program: that they are JSON in the right place is all that is known of them. `not_looked_at`: what a server
+    could not be asked, and why; empty on SQLite.
     """
 
     problems: tuple[Problem, ...]
@@ -32,6 +33,7 @@ class VerifyReport:
     events: int
     events_without_checksum: int
     duration_s: float
+    not_looked_at: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -53,6 +55,7 @@ class VerifyReport:
                 "file into a new one."
             )
         return (
-            "Stop the writers and copy the store with its -wal file before anything else. Then restore a backup; or export "
-            "the sessions that can still be read, one by one, and import those files into a new store."
+            "Stop the writers and copy the store as it is before anything else: the file with its -wal file, or the server's "
+            "directory. Then restore a backup; or export the sessions that can still be read, one by one, and import those "
+            "files into a new store."
         )

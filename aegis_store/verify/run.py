@@ -6,16 +6,36 @@ from typing import Final
 
 from sqlalchemy import Connection, func, select
 
+from aegis_store.any_database import Readable
 from aegis_store.errors import StoreCorrupt, shown
 from aegis_store.schema import session
 from aegis_store.settings import MAX_PROBLEMS
-from aegis_store.verify.content import Readable, SessionCheck, damaged_records, wrong_totals
+from aegis_store.verify import content, server_structure
+from aegis_store.verify import structure as file_structure
+from aegis_store.verify.content import SessionCheck
 from aegis_store.verify.report import Problem, VerifyReport
-from aegis_store.verify.structure import changes_of_schema, structure
 
 OnVerified = Callable[[int, int], None]
 """Called with (events looked at, events in the store)."""
 
+Look = Callable[[Connection], Iterator[Problem | str]]
+"""Gives what is wrong, and as text what it could not look at."""
+
+# By the dialect: what is looked at before the sessions, one after the other.
+_LOOKS: Final[dict[str, tuple[Look, ...]]] = {
+    "sqlite": (
+        file_structure.changes_of_schema,
+        file_structure.structure,
+        content.damaged_records,
+        content.wrong_totals,
+    ),
+    "postgresql": (
+        server_structure.changes_of_schema,
+        server_structure.structure,
+        content.damaged_records,
+        server_structure.wrong_totals,
+    ),
+}
 _KEYS_AT_ONCE: Final = 1000
 _HELD: Final = select(func.coalesce(func.sum(session.c.last_seq - session.c.first_seq + 1), 0))
 
@@ -24,7 +44,9 @@ def verify(db: Readable, on_progress: OnVerified | None = None) -> VerifyReport:
     """Read everything, change nothing. See `EventStore.verify`."""
     started_s = time.monotonic()
     found = _Found()
-    for look in (changes_of_schema, structure, damaged_records, wrong_totals):
+    with db.read() as conn:
+        looks = _LOOKS[conn.dialect.name]
+    for look in looks:
         _look(db, look, found)
     sessions = events = without_checksum = 0
     try:
@@ -47,6 +69,7 @@ def verify(db: Readable, on_progress: OnVerified | None = None) -> VerifyReport:
         events=events,
         events_without_checksum=without_checksum,
         duration_s=time.monotonic() - started_s,
+        not_looked_at=tuple(found.not_looked_at),
     )
 
 
@@ -74,6 +97,7 @@ class _Found:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
         self.more = 0
+        self.not_looked_at: list[str] = []
 
     def add(self, problems: list[Problem]) -> None:
         room = MAX_PROBLEMS - len(self.problems)
@@ -81,12 +105,15 @@ class _Found:
         self.more += len(problems[room:])
 
 
-def _look(db: Readable, look: Callable[[Connection], Iterator[Problem]], found: _Found) -> None:
-    """Each in a snapshot of its own. Where SQLite gives up, that is what was found."""
+def _look(db: Readable, look: Look, found: _Found) -> None:
+    """Where the database gives up, that is what was found."""
     try:
         with db.read() as conn:
-            for problem in look(conn):
-                found.add([problem])
+            for told in look(conn):
+                if isinstance(told, str):
+                    found.not_looked_at.append(told)
+                else:
+                    found.add([told])
     except StoreCorrupt as error:
         found.add([Problem("structure", error.detail)])
 

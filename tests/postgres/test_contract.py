@@ -4,13 +4,14 @@ import inspect
 from collections.abc import Callable
 from types import ModuleType
 
-from tests import test_append, test_health, test_overview, test_read, test_sessions
+from tests import test_append, test_health, test_overview, test_read, test_sessions, test_verify
 from tests.test_health import failed_prune as failed_prune
 from tests.test_read import mixed as mixed
 from tests.test_read import woven as woven
+from tests.test_verify import filled as filled
 
 _ASKS_SQLITE = ("statements_of", "vm_steps", "steps_of", "._db", ".maintain_every")
-_FIXTURES_OF_SQLITE = {"shell", "path", "tmp_path", "large_store", "monkeypatch", "template"}
+_FIXTURES_OF_SQLITE = {"shell", "path", "tmp_path", "large_store", "large", "monkeypatch", "template"}
 
 
 def contract(module: ModuleType, *, files: bool = False) -> dict[str, Callable[..., None]]:
@@ -28,7 +29,7 @@ def contract(module: ModuleType, *, files: bool = False) -> dict[str, Callable[.
     return found
 
 
-for _module in (test_append, test_health, test_overview, test_read, test_sessions):
+for _module in (test_append, test_health, test_overview, test_read, test_sessions, test_verify):
     globals().update(contract(_module))
 
 
