@@ -27,7 +27,7 @@ from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS, GROUP_BYTES, GROUP_STA
 from aegis_store.sqlite_errors import errors_of, translated
 from aegis_store.target import Target, open_here
 from aegis_store.turns import NoTurn, Rows, Turns, settle
-from aegis_store.watcher import Watcher
+from aegis_store.watcher import FileWatcher
 from aegis_store.writer import Writer
 
 _CLOSED: Final = "was closed"
@@ -74,7 +74,7 @@ class Database:
             raise
         self.turns = Turns(target, self._carry_out, has_file_lock=not read_only)
         self._checkpointer = Checkpointer(str(target), connections.checkpointer, self.turn, alone=alone)
-        self.watcher = Watcher(target.path, connections.reader)
+        self.watcher = FileWatcher(target.path, connections.reader)
         forks.watch(self)
 
     # Reading

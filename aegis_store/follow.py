@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -17,10 +17,11 @@ from sqlalchemy import Connection, func, select
 
 from aegis_store import read
 from aegis_store.database import Database
-from aegis_store.errors import EventsTruncated, InvalidInput, StoreClosed, shown
+from aegis_store.driver_text import DriverText
+from aegis_store.errors import EventsTruncated, InvalidInput, StoreClosed, StoreUnavailable, shown
 from aegis_store.events import Event, EventsMissed, StorePage
 from aegis_store.read import OnGap
-from aegis_store.schema import event, session, store
+from aegis_store.schema import event, session
 from aegis_store.scope import Scope
 from aegis_store.settings import DEFAULT_PAGE_EVENTS, FOLLOW_GATHER_S, FOLLOW_LOOK_S
 
@@ -29,11 +30,14 @@ _LOOK_EVENTS: Final = DEFAULT_PAGE_EVENTS
 _RETAINED: Final = event.join(session, session.c.id == event.c.session)
 _NAMED: Final = session.c.session_id.is_not(None)  # the events of a session that was deleted are going
 
-_OF_SCOPE: Final = "session CROSS JOIN event ON event.session = session.id WHERE tenant = :tenant AND owner = :owner"
-_NEWEST_OF_SCOPE: Final = f"""
+# (CROSS: so that SQLite begins with the sessions.)
+_OF_SCOPE: Final = "session CROSS JOIN event WHERE event.session = session.id AND tenant = :tenant AND owner = :owner"
+_NEWEST_OF_SCOPE: Final = DriverText(f"""
 SELECT position FROM {_OF_SCOPE} AND session_id IS NOT NULL AND seq > last_seq - :last ORDER BY position DESC LIMIT :last
-"""
-_BELOW_OF_SCOPE: Final = f"SELECT count(*) FROM {_OF_SCOPE} AND session_id IS NOT NULL AND position + 0 <= :known"
+""")
+_BELOW_OF_SCOPE: Final = DriverText(f"""
+SELECT count(*) FROM {_OF_SCOPE} AND session_id IS NOT NULL AND position + 0 <= :known
+""")
 
 
 class Following(ABC):
@@ -49,7 +53,10 @@ class Following(ABC):
         The cursor moves beyond it. Raises what `read` and `read_all` raise, and has then not moved.
         """
         try:
-            return self._look(db)
+            try:
+                return self._look(db)
+            except StoreUnavailable:  # a connection that was lost amid it, perhaps: the cursor has not moved
+                return self._look(db)
         except EventsTruncated as lost:
             if not self._skips:
                 raise
@@ -121,22 +128,25 @@ class _OfStore(Following):
 
     def _look(self, db: Database) -> list[Event]:
         while True:
+            settled = db.settled_position()
             with db.read() as conn:
                 try:
-                    page = self._page(conn, "raise")
+                    page = self._page(conn, settled, "raise")
                 except EventsTruncated as lost:
                     if lost.first_seq - 1 > self._known and self._has_lost(conn):
                         raise
-                    page = self._page(conn, "skip")
+                    page = self._page(conn, settled, "skip")
                 unread = self._still_unread(conn, page)
             self._unread = unread
             self.cursor = page.next_after_position
             if page or not page.has_more:  # otherwise a long stretch of others' events
                 return page
 
-    def _page(self, conn: Connection, on_gap: OnGap) -> StorePage:
-        at = self.cursor
-        return read.page_of_all(conn, after_position=at, limit=_LOOK_EVENTS, on_gap=on_gap, scope=self._scope).events
+    def _page(self, conn: Connection, settled: int | None, on_gap: OnGap) -> StorePage:
+        page = read.page_of_all(
+            conn, after_position=self.cursor, limit=_LOOK_EVENTS, on_gap=on_gap, settled=settled, scope=self._scope
+        )
+        return page.events
 
     def _has_lost(self, conn: Connection) -> bool:
         before = self._removed
@@ -196,47 +206,49 @@ def following(
     if session_id is None and types is not None:
         raise InvalidInput("types are those of a session: pass its session_id")
     wanted = read.checked_types(types)
+    settled = db.settled_position() if session_id is None else None
     with db.read() as conn:
         if session_id is None:
-            return _store_following(conn, after, last, skips=skips, scope=scope)
+            return _store_following(conn, after, last, settled, skips=skips, scope=scope)
         row, cursor = read.place_of(conn, session_id, after_seq=after, skips=skips)
         if last is not None:
             cursor = max(cursor, row.last_seq - last)
         return _OfSession(session_id, cursor, wanted, skips=skips)
 
 
-def _store_following(conn: Connection, after: int | None, last: int | None, *, skips: bool, scope: Scope | None) -> Following:
+def _store_following(
+    conn: Connection, after: int | None, last: int | None, settled: int | None, *, skips: bool, scope: Scope | None
+) -> Following:
+    """`settled`: beyond it events may yet appear below those that stand, so nobody begins there, and none is counted."""
     removed = 0 if scope is None else read.number_removed(conn, scope)
     begin = functools.partial(_OfStore, skips=skips, scope=scope, removed=removed)
     if after is not None:
         is_truncated = read.check_position(conn, after, skips=skips, scope=scope)
         return begin(after, 0, None, removed=-1 if is_truncated else removed)
-    known: int = conn.execute(select(store.c.removed_position)).scalar_one()
+    end = read.last_position(conn) if settled is None else settled
+    known = min(read.last_removed(conn).position, end)
+    if last is not None:
+        newest = _newest_positions(conn, last, scope)
+        cursor = min(newest[-1] - 1, end) if newest else end
+        return begin(cursor, known, sum(position <= known for position in newest))
+    return begin(0, known, _number_up_to(conn, known, scope) if known else 0)
+
+
+def _number_up_to(conn: Connection, position: int, scope: Scope | None) -> int:
+    """How many events are retained up to that position: of a scope, found by its sessions and not among the events of all."""
     if scope is not None:
-        return _scope_following(conn, scope, last, known, begin)
-    if last is not None:
-        newest = _newest_positions(conn, last)
-        cursor = newest[-1] - 1 if newest else read.last_position(conn)
-        return begin(cursor, known, sum(position <= known for position in newest))
-    # `+ 0`: so that SQLite counts in the index by session and seq, which is a hundredth of the table.
-    below = select(func.count()).select_from(_RETAINED).where(_NAMED, event.c.position + 0 <= known)
-    return begin(0, known, conn.execute(below).scalar_one() if known else 0)
+        below = conn.exec_driver_sql(_BELOW_OF_SCOPE.on(conn), {"known": position, **scope._asdict()})
+    else:
+        # `+ 0`: so that SQLite counts in the index by session and seq, which is a hundredth of the table.
+        query = select(func.count()).select_from(_RETAINED).where(_NAMED, event.c.position + 0 <= position)
+        below = conn.execute(query)
+    return int(below.scalar_one())
 
 
-def _scope_following(
-    conn: Connection, scope: Scope, last: int | None, known: int, begin: Callable[[int, int, int], Following]
-) -> Following:
-    """The same in a scope, found by its sessions and not among the events of all."""
-    if last is not None:
-        newest = conn.exec_driver_sql(_NEWEST_OF_SCOPE, {"last": last, **scope._asdict()}).scalars().all()
-        cursor = newest[-1] - 1 if newest else read.last_position(conn)
-        return begin(cursor, known, sum(position <= known for position in newest))
-    below = conn.exec_driver_sql(_BELOW_OF_SCOPE, {"known": known, **scope._asdict()}) if known else None
-    return begin(0, known, below.scalar_one() if below else 0)
-
-
-def _newest_positions(conn: Connection, count: int) -> list[int]:
-    """Those of the last events that the store retains, the newest first."""
+def _newest_positions(conn: Connection, count: int, scope: Scope | None) -> list[int]:
+    """Those of the last events that the store, or the scope, retains, the newest first."""
+    if scope is not None:
+        return list(conn.exec_driver_sql(_NEWEST_OF_SCOPE.on(conn), {"last": count, **scope._asdict()}).scalars())
     newest = select(event.c.position).select_from(_RETAINED).where(_NAMED).order_by(event.c.position.desc()).limit(count)
     return list(conn.execute(newest).scalars())
 

@@ -205,7 +205,7 @@ def page_of_all(
         is_truncated = check_position(conn, checked_cursor("after_position", after_position), skips=skips, scope=scope)
     start = after_position or 0
     if scope is not None:
-        return PageOfAll(_page_of_scope(conn, scope, start, limit), is_truncated)
+        return PageOfAll(_page_of_scope(conn, scope, start, limit, settled), is_truncated)
     events: list[Event] = []
     keys = {}
     for *row, key, session_id in _fetched(conn, _PAGE_OF_ALL, {"start": start, "most": limit, "settled": settled}):
@@ -219,11 +219,11 @@ def page_of_all(
     return PageOfAll(StorePage(events, next_after_position=end, has_more=len(events) == limit), is_truncated)
 
 
-def _page_of_scope(conn: Connection, scope: Scope, start: int, limit: int) -> StorePage:
+def _page_of_scope(conn: Connection, scope: Scope, start: int, limit: int, settled: int | None) -> StorePage:
     """The scope's among the next events of the store, so that its page is no scan of all that others have."""
     looked_to, looked_at = _fetched(conn, _LOOK_END, {"start": start, "most": SCOPED_SCAN})[0]
-    last = last_position(conn)
-    end = looked_to if looked_at == SCOPED_SCAN else max(last, start)
+    last = last_position(conn) if settled is None else settled
+    end = min(looked_to, max(last, start)) if looked_at == SCOPED_SCAN else max(last, start)
     events: list[Event] = []
     seqs: dict[str, int] = {}
     for *row, _, session_id in _fetched(conn, _PAGE_OF_SCOPE, {"start": start, "end": end, "most": limit, **scope._asdict()}):

@@ -126,6 +126,10 @@ CHECKPOINT_READERS_MS: Final = 20
 # each, and half of this is what a follower waits at the median. Commits of its own process reach it at once.
 FOLLOW_POLL_S: Final = 0.05
 
+# On a server it is that often for so many times after an event; then the next append is asked to notify. Fewer would have busy
+# writers notify more often, each time at the price of a commit that others wait for; more would look for nothing for longer.
+FOLLOW_AWAKE_RINGS: Final = 20
+
 # Rung, a follower waits so long before he looks, and finds together what comes together. Otherwise he would look after each
 # single commit: beside one who followed another session, a lone writer kept half of his appends/s; so it is four fifths.
 FOLLOW_GATHER_S: Final = 0.001

@@ -77,8 +77,11 @@ class Reader:
         except Exception as error:  # noqa: BLE001 - the test looks at it
             self._found.put(error)
 
-    def next(self) -> Any:
-        return self._found.get(timeout=WAIT_S)
+    def next(self, longest_s: float = WAIT_S) -> Any:
+        try:
+            return self._found.get(timeout=longest_s)
+        except queue.Empty:
+            raise TimeoutError from None
 
     def many(self, count: int) -> list[Any]:
         return [self.next() for _ in range(count)]
@@ -285,14 +288,14 @@ def test_where_the_watcher_meets_an_error_it_goes_on(
 ) -> None:
     store.create_session("s")
     reader = waiting_reader(store, "s")
-    data_version, failed = watcher.Watcher._data_version, threading.Event()
+    data_version, failed = watcher.FileWatcher._data_version, threading.Event()
 
-    def failing_once(_: watcher.Watcher) -> int:
-        monkeypatch.setattr(watcher.Watcher, "_data_version", data_version)
+    def failing_once(_: watcher.FileWatcher) -> int:
+        monkeypatch.setattr(watcher.FileWatcher, "_data_version", data_version)
         failed.set()
         raise driver.dbapi.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(watcher.Watcher, "_data_version", failing_once)
+    monkeypatch.setattr(watcher.FileWatcher, "_data_version", failing_once)
     assert failed.wait(WAIT_S)
     shell.execute(APPEND_BY_HAND)
     assert reader.next().payload == "by hand"

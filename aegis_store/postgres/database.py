@@ -3,18 +3,21 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import psycopg
 from sqlalchemy import Connection
 from sqlalchemy import event as sa_event
+from sqlalchemy.pool import ConnectionPoolEntry
 
+from aegis_store import watcher
 from aegis_store.any_database import Dialect, Readable, Rows, Sizes
 from aegis_store.connections import check_revision
 from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreClosed, StoreUnavailable
 from aegis_store.metrics import Metrics
 from aegis_store.postgres.errors import errors_of
 from aegis_store.postgres.lone import LoneStatements
+from aegis_store.postgres.watcher import ServerWatcher
 from aegis_store.redaction import Redact
 from aegis_store.schema import metadata
 from aegis_store.server import Server
@@ -57,6 +60,7 @@ class PostgresDatabase:
         self.metrics = Metrics()
         self._process = os.getpid()
         self._closed: str | None = None
+        self._losses = 0
         settings = {
             "application_name": "aegis-store",
             "synchronous_commit": _SYNCHRONOUS[durability],
@@ -66,10 +70,13 @@ class PostgresDatabase:
         pool = {"pool_size": 4, "max_overflow": -1}  # no thread waits for another's connection
         self._engine = server.engine(settings=settings, connect_args={"autocommit": True}, **pool)
         sa_event.listen(self._engine, "begin", self._begin)
+        sa_event.listen(self._engine, "connect", self._note_connection)
+        sa_event.listen(self._engine, "checkin", self._close_if_forgotten)
         self._snapshots = self._engine.execution_options(begin=_READS)
         self._writers = self._engine.execution_options(begin=_WRITES, locks_rows=True)
         self._alone = server.engine(settings=settings, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, **pool)
         self._lone = LoneStatements(self._alone)
+        self.watcher = ServerWatcher(server, self._connection_for_good)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -88,6 +95,7 @@ class PostgresDatabase:
         self.check_writable()
         with self.errors(), self._writers.connect() as connection, connection.begin():
             yield connection
+        self._note_commit()
 
     def _begin(self, connection: Connection) -> None:
         """Begin, on another connection if this one was lost while nobody used it. Raises `SchemaMismatch`."""
@@ -113,6 +121,7 @@ class PostgresDatabase:
             rows = self._execute(sql, parameters)
         if rows:
             self.metrics.commits_of_one += 1
+            self._note_commit()
         return rows
 
     def settled_position(self) -> int:
@@ -144,6 +153,18 @@ class PostgresDatabase:
         """Of its tables. The log and what is free in them are the server's affair, which uses them again."""
         return Sizes(int(conn.exec_driver_sql(_SIZE).scalar_one()), 0, 0)
 
+    def _note_commit(self) -> None:
+        if watcher.awake:
+            watcher.note_commit(self.target)
+
+    def _connection_for_good(self) -> "psycopg.Connection[object]":
+        """A connection outside of the pools, in autocommit; who asks for it closes it."""
+        with self.errors():
+            pooled = self._alone.raw_connection()
+            connection = cast("psycopg.Connection[object]", pooled.driver_connection)
+            pooled.detach()
+        return connection
+
     def checkpoint(self) -> None:
         """Nothing: PostgreSQL has its own."""
 
@@ -166,9 +187,13 @@ class PostgresDatabase:
         return self._closed == "was closed"
 
     def close(self) -> None:
-        """Close all connections that are not in use; those that are close when they come back. Idempotent."""
-        if self._closed is None:
+        """Close all connections that are not in use; those that are close when they come back. Idempotent.
+
+        In a forked child, whose parent uses them, it does nothing.
+        """
+        if self._closed is None and os.getpid() == self._process:
             self._closed = "was closed"
+            self.watcher.close()
             self._lone.close()
             self._forget_connections()
 
@@ -178,9 +203,18 @@ class PostgresDatabase:
 
     def _forget_connections(self) -> None:
         """All of them: when one was lost, so were most likely the others."""
+        self._losses += 1
         self._lone.forget()
         self._engine.dispose()
         self._alone.dispose()
+
+    def _note_connection(self, _: object, entry: ConnectionPoolEntry) -> None:
+        entry.info["losses"] = self._losses
+
+    def _close_if_forgotten(self, _: object, entry: ConnectionPoolEntry) -> None:
+        """One that was in use when the others were closed comes back to a pool that nobody asks any more."""
+        if entry.info["losses"] != self._losses:
+            entry.invalidate()
 
 
 class _OneSnapshot:

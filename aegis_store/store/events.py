@@ -153,10 +153,13 @@ class Events(OpenStore):
         told. `on_gap="raise"` raises `EventsTruncated`; with "skip" an `EventsMissed` stands in its place in the stream. Of the
         whole store without a cursor, what was removed before the call does not count.
 
+        On a server a connection that is lost is made anew, and nothing is skipped. When the server does not answer,
+        `StoreUnavailable` ends the iterator: follow again with `after`, the last event that you have seen. Of the whole store,
+        an event waits for those of lower positions whose transactions are under way.
+
         At the call it raises `InvalidInput`, `SessionNotFound`, `CursorAhead`, `EventsTruncated`; later `SessionNotFound`
         when the session is deleted, and the other two when they come to be true. Use each iterator in one thread at a time.
         """
-        self._needs_sqlite("follow")
         timeout_s = follow.checked_timeout_s(timeout)
         follower = self._following(session_id, after=after, last=last, types=types, on_gap=on_gap)
         return follow.stream(self._db, follower, timeout_s)

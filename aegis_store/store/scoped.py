@@ -208,8 +208,11 @@ class ScopedStore:
         lay: once something was removed behind the cursor, sessions of this scope that have lost events count as well, up to
         their oldest retained one. So it is never silent, but may be raised for events that were read before they went.
         """
+        settled = self._db.settled_position()
         with self._db.read() as conn:
-            page = read.page_of_all(conn, after_position=after_position, limit=limit, on_gap=on_gap, scope=self._scope)
+            page = read.page_of_all(
+                conn, after_position=after_position, limit=limit, on_gap=on_gap, settled=settled, scope=self._scope
+            )
         if page.is_truncated:
             self._db.metrics.read_truncated()
         return page.events

@@ -152,6 +152,15 @@ BEGIN
   RETURN least(given, below);
 END $$;
 
+-- Who waits for more, and has found nothing for a while, holds this lock: only then is there a notification, since a
+-- transaction that notifies keeps all others of the server that do from committing until its commit is on disk.
+CREATE FUNCTION aegis_wake_followers() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  IF NOT (pg_try_advisory_lock(1095059283, 2) AND pg_advisory_unlock(1095059283, 2)) THEN
+    NOTIFY aegis_store;
+  END IF;
+END $$;
+
 CREATE FUNCTION aegis_event_guards_insert() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
   s record;
@@ -206,6 +215,7 @@ BEGIN
   IF policy.retained_bytes IS NOT NULL THEN
     UPDATE store SET retained_bytes = retained_bytes + payload_bytes WHERE id = 1;
   END IF;
+  PERFORM aegis_wake_followers();
   RETURN NULL;
 END $$;
 CREATE TRIGGER event_counts AFTER INSERT ON event FOR EACH ROW EXECUTE FUNCTION aegis_event_counts();
@@ -248,6 +258,7 @@ CREATE FUNCTION aegis_session_is_buried() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   INSERT INTO tombstone (session_id, tenant, owner, last_seq, total_bytes, removed_at, removed_reason)
   VALUES (OLD.session_id, NEW.tenant, NEW.owner, NEW.last_seq, NEW.total_bytes, NEW.removed_at, NEW.removed_reason);
+  PERFORM aegis_wake_followers();
   RETURN NULL;
 END $$;
 CREATE TRIGGER session_is_buried AFTER UPDATE OF session_id ON session FOR EACH ROW

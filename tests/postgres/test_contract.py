@@ -4,14 +4,25 @@ import inspect
 from collections.abc import Callable
 from types import ModuleType
 
-from tests import test_append, test_health, test_overview, test_read, test_sessions, test_verify
+import pytest
+
+from aegis_store.postgres.watcher import ServerWatcher
+from tests import test_append, test_follow, test_health, test_overview, test_read, test_sessions, test_verify
+from tests.test_follow import NEVER_S
+from tests.test_follow import only_bells as only_bells
 from tests.test_health import failed_prune as failed_prune
 from tests.test_read import mixed as mixed
 from tests.test_read import woven as woven
 from tests.test_verify import filled as filled
 
-_ASKS_SQLITE = ("statements_of", "vm_steps", "steps_of", "._db", ".maintain_every")
+_ASKS_SQLITE = ("statements_of", "query_plans", "vm_steps", "steps_of", "._db", ".maintain_every")
 _FIXTURES_OF_SQLITE = {"shell", "path", "tmp_path", "large_store", "large", "monkeypatch", "template"}
+
+
+@pytest.fixture
+def no_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only commits of this process ring."""
+    monkeypatch.setattr(ServerWatcher, "_look_out", lambda watcher: watcher._stopped.wait(NEVER_S))
 
 
 def contract(module: ModuleType, *, files: bool = False) -> dict[str, Callable[..., None]]:
@@ -29,7 +40,7 @@ def contract(module: ModuleType, *, files: bool = False) -> dict[str, Callable[.
     return found
 
 
-for _module in (test_append, test_health, test_overview, test_read, test_sessions, test_verify):
+for _module in (test_append, test_follow, test_health, test_overview, test_read, test_sessions, test_verify):
     globals().update(contract(_module))
 
 

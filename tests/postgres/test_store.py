@@ -112,7 +112,7 @@ def test_a_lower_cap_removes_first_and_a_deleted_session_goes_on_counting(store:
     assert store.append("s", "t", 1).seq == 11
 
 
-@pytest.mark.parametrize("method", ["follow", "reclaim"])
+@pytest.mark.parametrize("method", ["reclaim"])
 def test_what_is_not_there_yet_says_so(store: EventStore, method: str) -> None:
     with pytest.raises(StoreUnavailable, match=f"{method} is not there on PostgreSQL yet"):
         getattr(store, method)()
