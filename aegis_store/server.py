@@ -1,17 +1,30 @@
 """Where a store on PostgreSQL is, and connections to it."""
 
+import os
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy import event as sa_event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from aegis_store.errors import StoreUnavailable
+from aegis_store.errors import InvalidInput, StoreUnavailable
 
 DRIVER = "postgresql+psycopg"
+
+# A host that does not answer at all would be waited for for two minutes.
+_CONNECT_TIMEOUT_S: Final = 10
+
+# What is done to a file, and what does it on a server.
+_INSTEAD: Final = {
+    "backup": "take `pg_dump`, which copies beside writers too, or `aegis-store copy URL FILE`",
+    "restore": "take `pg_restore`, or restore it to a file and `aegis-store copy FILE URL`",
+    "reclaim": "there autovacuum makes the room of what was removed free for new events; `VACUUM (FULL)` gives it back to the "
+    "disk, and all wait meanwhile",
+    "compact": "there `VACUUM (FULL)` packs tables, and all wait meanwhile",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,13 @@ class Server:
         if url.drivername != DRIVER:
             raise StoreUnavailable(store=printed, detail=f"a URL of PostgreSQL begins with {DRIVER}://")
         return cls(url)
+
+    @classmethod
+    def refuse(cls, target: object, what: str) -> None:
+        """Raise `InvalidInput` if the target is a store on PostgreSQL: what is done to a file is done otherwise there."""
+        server = target if isinstance(target, cls) else cls.of(target)
+        if server is not None:
+            raise InvalidInput(f"{what} is for a store in a file, not for {server}: {_INSTEAD[what]}")
 
     def __str__(self) -> str:
         shown = {name: "***" if _is_secret(name) else value for name, value in self.url.query.items()}
@@ -63,6 +83,7 @@ class Server:
     def engine(self, *, settings: dict[str, str], **options: Any) -> Engine:
         """SQLAlchemy's engine; each connection has those `settings` of PostgreSQL."""
         try:
+            options["connect_args"] = {"client_encoding": "utf8", **self._timeout(), **options.get("connect_args", {})}
             engine = create_engine(self.url, hide_parameters=True, execution_options={"store": str(self)}, **options)
         except ModuleNotFoundError:
             detail = "psycopg is not installed: pip install 'aegis-store[postgres]'"
@@ -78,6 +99,10 @@ class Server:
 
         sa_event.listen(engine, "connect", prepare)
         return engine
+
+    def _timeout(self) -> dict[str, int]:
+        named = "connect_timeout" in self.url.query or "PGCONNECT_TIMEOUT" in os.environ
+        return {} if named else {"connect_timeout": _CONNECT_TIMEOUT_S}
 
 
 def _is_secret(option: str) -> bool:

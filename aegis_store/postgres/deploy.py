@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from aegis_store import migrate
-from aegis_store.errors import NotAnAegisStore, SchemaMismatch
+from aegis_store.errors import NotAnAegisStore, SchemaMismatch, StoreUnavailable
 from aegis_store.postgres.errors import errors_of
 from aegis_store.schema import HEAD
 from aegis_store.server import Server
@@ -59,9 +59,17 @@ def connection_for(server: Server) -> Iterator[Connection]:
         found = _revision(server, conn)
         if found != "base" and found > HEAD:
             raise SchemaMismatch(store=str(server), found=found, expected=HEAD)
-        if found != "base":
+        if found == "base":
+            _check_encoding(server, conn)
+        else:
             _lock(conn)
         yield conn
+
+
+def _check_encoding(server: Server, conn: Connection) -> None:
+    found = conn.exec_driver_sql("SHOW server_encoding").scalar_one()
+    if found != "UTF8":
+        raise StoreUnavailable(store=str(server), detail=f"its encoding is {found}: make a database WITH ENCODING 'UTF8'")
 
 
 def _lock(conn: Connection) -> None:

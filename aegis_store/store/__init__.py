@@ -36,6 +36,7 @@ from aegis_store.retention.maintenance import Maintenance
 from aegis_store.schema import HEAD
 from aegis_store.scope import Scope
 from aegis_store.server import Server
+from aegis_store.server_doctor import doctor as doctor_of_server
 from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS, DEFAULT_MAINTAIN_EVERY
 from aegis_store.store.scoped import Parts, ScopedStore
 from aegis_store.target import Target
@@ -153,8 +154,10 @@ class EventStore(Parts):
         The store is verified, and refused if it is damaged. A verified copy is made beside it and written back in one
         transaction, so that whatever happens the store is whole, as it was or packed. Takes room for two copies,
         which is checked before. `on_progress` is called with (bytes done, bytes in all). Raises `StoreBusy` if
-        somebody has it open, `StoreFull`, and what `open` raises; it is then as it was.
+        somebody has it open, `StoreFull`, `InvalidInput` for a store on PostgreSQL (`VACUUM (FULL)` does that there), and what
+        `open` raises; it is then as it was.
         """
+        Server.refuse(target, "compact")
         place = Target.of(target)
         file_system.refuse_network(place)
         return compact(place, on_progress=on_progress)
@@ -166,8 +169,12 @@ class EventStore(Parts):
         SQLite, file system, room, permissions and owners, schema, pragmas, log, the oldest reader, free pages, budget, clock,
         files left behind. What is wrong is in the report, not raised. Reads no event but the newest: see `verify` for that.
         Who reads is not looked at where this process has the store open. Raises `StoreUnavailable` for what is no path.
+
+        Of a store on PostgreSQL: connection, TLS, server, durability, permissions, schema, triggers, size, long transactions,
+        replication slots, dead rows, room for connections, budget, clocks.
         """
-        return doctor(Target.of(target))
+        server = Server.of(target)
+        return doctor(Target.of(target)) if server is None else doctor_of_server(server)
 
     @staticmethod
     def restore(
@@ -182,6 +189,7 @@ class EventStore(Parts):
         there, `StoreFull`, `FileUnavailable`, `StoreCorrupt` for any damage of the backup, and what `open` raises of it.
         Then, and when it is interrupted, nothing is left.
         """
+        Server.refuse(target, "restore")
         place = Target.of(target)
         file_system.refuse_network(place)
         return backups.restore(Target.of(backup), place, on_progress=on_progress)
@@ -261,7 +269,7 @@ class EventStore(Parts):
 
 
 def _on_server(server: Server, *, create: bool, read_only: bool, **options: Any) -> Database:
-    """The connections to a store on PostgreSQL. What is not there yet asks for the other kind (`_needs_sqlite`)."""
+    """The connections to a store on PostgreSQL: what is asked of both kinds is asked of it by the name of the other."""
     from aegis_store.postgres import deploy  # noqa: PLC0415 - psycopg is not everybody's
     from aegis_store.postgres.database import PostgresDatabase  # noqa: PLC0415
 

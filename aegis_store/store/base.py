@@ -1,7 +1,6 @@
 """What every part of `EventStore` stands on."""
 
 from aegis_store.database import Database
-from aegis_store.errors import StoreUnavailable
 from aegis_store.retention.maintenance import Maintenance
 from aegis_store.scope import Scope
 
@@ -15,8 +14,3 @@ class OpenStore:
         """Not for callers: `EventStore.open` looks at the file before anything touches it."""
         self._db = db
         self._maintenance: Maintenance | None = None
-
-    def _needs_sqlite(self, method: str) -> None:
-        """Raise `StoreUnavailable` on PostgreSQL, where that method is not there yet."""
-        if self._db.dialect != "sqlite":
-            raise StoreUnavailable(store=str(self._db.target), detail=f"{method} is not there on PostgreSQL yet")

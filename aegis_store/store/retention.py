@@ -14,6 +14,7 @@ from aegis_store.retention.prune import OnProgress, PruneReport, carry_out
 from aegis_store.retention.reclaim import OnProgress as OnReclaimed
 from aegis_store.retention.reclaim import ReclaimReport, reclaim
 from aegis_store.retention.runs import PruneRun
+from aegis_store.server import Server
 from aegis_store.settings import DEFAULT_PAGE_EVENTS
 from aegis_store.store.base import OpenStore
 
@@ -100,7 +101,7 @@ class Retention(OpenStore):
         `check` verifies the whole store first, for which no one waits, and raises `StoreCorrupt` before a page of a damaged one
         is moved; `max_seconds` does not count it. `on_progress` is called with (pages given back, pages to give back).
         Interrupted, what was given back stays so. What is left of pages that are partly filled, `EventStore.compact` packs.
-        Raises `InvalidInput`.
+        Raises `InvalidInput`, also on PostgreSQL, where VACUUM does that.
         """
-        self._needs_sqlite("reclaim")
+        Server.refuse(self._db.target, "reclaim")
         return reclaim(self._db, max_seconds=max_seconds, free_ratio=free_ratio, check=check, on_progress=on_progress)

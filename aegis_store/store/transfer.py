@@ -10,6 +10,7 @@ from aegis_store.errors import InvalidInput
 from aegis_store.events import Json
 from aegis_store.retention import limits
 from aegis_store.retention.stored import policy_from_fields, policy_to_fields
+from aegis_store.server import Server
 from aegis_store.store.base import OpenStore
 from aegis_store.transfer.aegis_file import OnBytes, StagedState, staged
 from aegis_store.transfer.aegis_import import ImportReport, OnSessions
@@ -104,6 +105,7 @@ class Transfer(OpenStore):
 
         Raises `InvalidInput` if the name is taken, `StoreFull`, `FileUnavailable`, `StoreUnavailable`, and `StoreCorrupt` for
         any damage of the store. Then, and when it is interrupted, nothing is left. After `kill -9` a draft (NAME.00-….tmp)
-        may stay behind; the next backup to that name removes it.
+        may stay behind; the next backup to that name removes it. On PostgreSQL it is `InvalidInput`: `pg_dump` does that there.
         """
+        Server.refuse(self._db.target, "backup")
         return backups.backup(self._db, path, on_progress=on_progress)

@@ -3,13 +3,14 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from aegis_store import AsyncEventStore, EventStore, NewEvent, RetentionPolicy, StoreUnavailable
+from aegis_store import AsyncEventStore, EventStore, InvalidInput, NewEvent, RetentionPolicy, StoreUnavailable
 from tests.postgres.server import connect
 from tests.postgres.test_schema import fill
 
@@ -112,12 +113,6 @@ def test_a_lower_cap_removes_first_and_a_deleted_session_goes_on_counting(store:
     assert store.append("s", "t", 1).seq == 11
 
 
-@pytest.mark.parametrize("method", ["reclaim"])
-def test_what_is_not_there_yet_says_so(store: EventStore, method: str) -> None:
-    with pytest.raises(StoreUnavailable, match=f"{method} is not there on PostgreSQL yet"):
-        getattr(store, method)()
-
-
 def test_asyncio_is_not_there_yet(postgres_url: str) -> None:
     with pytest.raises(StoreUnavailable, match="AsyncEventStore is not there on PostgreSQL yet"):
         AsyncEventStore.open(postgres_url)
@@ -134,3 +129,18 @@ def test_upgrade_prints_no_password(postgres_url: str, options: list[str]) -> No
     )
     assert "0005" in done.stdout
     assert "geheim" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("what", "told"), [("reclaim", "VACUUM"), ("backup", "pg_dump")])
+def test_what_is_done_to_a_file_says_what_does_it_on_a_server(store: EventStore, tmp_path: Path, what: str, told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        getattr(store, what)(**({"path": tmp_path / "copy"} if what == "backup" else {}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_packing_and_restoring_are_for_files(tmp_path: Path) -> None:
+    url = "postgresql+psycopg://me:geheim@127.0.0.1:1/x"
+    for call, told in ((lambda: EventStore.compact(url), "VACUUM"), (lambda: EventStore.restore(tmp_path, url), "pg_restore")):
+        with pytest.raises(InvalidInput, match=told) as caught:
+            call()
+        assert "geheim" not in str(caught.value)
