@@ -72,7 +72,9 @@ ON CONFLICT DO NOTHING RETURNING seq, position
 """
 
 APPEND_SQL: Final = _compiled_insert()
-_APPEND: Final = {"sqlite": APPEND_SQL, "postgresql": _POSTGRESQL_INSERT.format(conditions="")}
+APPEND_ON: Final = {"sqlite": APPEND_SQL, "postgresql": _POSTGRESQL_INSERT.format(conditions="")}
+"""The statement of an append by the dialect."""
+
 _APPEND_IN_SCOPE: Final = {
     "sqlite": _compiled_insert(OWN),
     "postgresql": _POSTGRESQL_INSERT.format(conditions=" AND tenant = %(tenant)s::text AND owner = %(owner)s::text"),
@@ -88,7 +90,7 @@ class Prepared(NamedTuple):
     occurred_at: datetime
     recorded_at: datetime
     parameters: dict[str, Any]
-    sql: Mapping[str, str] = _APPEND
+    sql: Mapping[str, str] = APPEND_ON
     scope: Scope | None = None
 
     def __repr__(self) -> str:

@@ -206,7 +206,7 @@ def test_what_is_another_in_the_end_is_found(source: Path, target: Path, monkeyp
         with_shell.close()
 
     monkeypatch.setattr(run, "_set_counter", meddle)
-    with pytest.raises(StoreUnavailable, match="it does not take, or is not, what the source holds"):
+    with pytest.raises(StoreUnavailable, match="it is not as the copy has left it"):
         EventStore.copy(source, target)
 
 

@@ -12,6 +12,7 @@
     opening.py    a store that stands
     disk.py       what an fsync takes
     stored.py     appends to a store that is full already
+    server.py     some of it on PostgreSQL
 
 A measure of another kind is one more row: a context manager that sets up two sides.
 """

@@ -12,7 +12,7 @@ from aegis_store.bench.room import TYPE, WARM_UP, Room, batch, payload_of, sessi
 from aegis_store.connections import Durability
 from aegis_store.store import EventStore
 
-_BATCH: Final = 100
+BATCH: Final = 100
 
 
 @contextmanager
@@ -37,12 +37,12 @@ def in_batches(room: Room) -> Iterator[Sides]:
     with ExitStack() as stack:
         store = stack.enter_context(EventStore.open(room.store("store.db"), durability="power"))
         opened = stack.enter_context(floor.connection(room.store("floor.db"), "power"))
-        operations = (append_batch_to(store), floor.append_batch_on(opened.cursor(), _BATCH))
+        operations = (append_batch_to(store), floor.append_batch_on(opened.cursor(), BATCH))
         sides = []
         for operation in operations:
             numbers = itertools.count()
             operation(next(numbers))
-            sides.append(partial(repeated, operation, room.seconds, numbers, units=_BATCH))
+            sides.append(partial(repeated, operation, room.seconds, numbers, units=BATCH))
         yield Sides(*sides)
 
 
@@ -53,5 +53,5 @@ def append_batch_to(store: EventStore) -> floor.Operation:
 ROWS: Final = [
     Row("append", "append, process", "events", partial(alone, durability="process")),
     Row("append", "append, power", "events", partial(alone, durability="power")),
-    Row("append-many", f"append_many of {_BATCH}, power", "events", in_batches),
+    Row("append-many", f"append_many of {BATCH}, power", "events", in_batches),
 ]

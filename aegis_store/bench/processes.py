@@ -17,18 +17,18 @@ from aegis_store.bench.measure import Row, Sides, Turn, repeated
 from aegis_store.bench.room import Room
 from aegis_store.store import EventStore
 
-_PROCESSES: Final = 8
+PROCESSES: Final = 8
 
 
 @contextmanager
 def at_once(room: Room) -> Iterator[Sides]:
     """Eight processes, each of which appends one event after the other, at `power`."""
     with floor.lone_writer(room.store("floor.db"), "power", room.seconds) as lone:
-        with children(_PROCESSES, _append_when_told, room.store("store.db")) as lines:
-            yield Sides(lambda: _turn(lines, room.seconds), lone)
+        with children(PROCESSES, append_when_told, room.store("store.db")) as lines:
+            yield Sides(lambda: turn_of(lines, room.seconds), lone)
 
 
-def _turn(lines: list[Connection], seconds: float) -> Turn:
+def turn_of(lines: list[Connection], seconds: float) -> Turn:
     for line in lines:
         line.send(seconds)
     told = [answer(line) for line in lines]
@@ -36,16 +36,21 @@ def _turn(lines: list[Connection], seconds: float) -> Turn:
     return combined([turn for _, _, turn in told], ended - began)
 
 
-def _append_when_told(line: Connection, path: Path) -> None:
-    with EventStore.open(path, durability="power", prune_on_open=False, maintain_every=None) as store:
-        append, numbers = append_to(store), itertools.count()
-        append(next(numbers))
-        line.send("ready")
-        while True:
-            seconds = line.recv()
-            began = time.perf_counter()  # the same clock in all processes
-            turn = repeated(append, seconds, numbers)
-            line.send((began, time.perf_counter(), turn))
+def append_when_told(line: Connection, target: Path | str) -> None:
+    with EventStore.open(target, durability="power", prune_on_open=False, maintain_every=None) as store:
+        work_when_told(line, append_to(store))
+
+
+def work_when_told(line: Connection, append: floor.Operation) -> None:
+    """Append for as many seconds as are told, each time, and tell of it."""
+    numbers = itertools.count()
+    append(next(numbers))
+    line.send("ready")
+    while True:
+        seconds = line.recv()
+        began = time.perf_counter()  # the same clock in all processes
+        turn = repeated(append, seconds, numbers)
+        line.send((began, time.perf_counter(), turn))
 
 
 # Processes that measure
@@ -119,4 +124,4 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-ROWS: Final = [Row("processes", f"{_PROCESSES} processes, power", "events", at_once)]
+ROWS: Final = [Row("processes", f"{PROCESSES} processes, power", "events", at_once)]

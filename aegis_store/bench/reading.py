@@ -12,7 +12,7 @@ from aegis_store.bench.measure import Row, Sides, repeated
 from aegis_store.bench.room import FULL_IDS, Room
 from aegis_store.store import EventStore
 
-_PAGE: Final = 100
+PAGE: Final = 100
 
 # One statement, which is a snapshot by itself.
 _PAGE_SQL: Final = """
@@ -37,23 +37,23 @@ def pages(room: Room) -> Iterator[Sides]:
 
 def read_by(store: EventStore, last_seq: int) -> floor.Operation:
     def read(number: int) -> object:
-        session_id, after_seq = _cursor(number, last_seq)
-        return store.read(session_id, after_seq=after_seq, limit=_PAGE).events
+        session_id, after_seq = cursor_of(number, last_seq)
+        return store.read(session_id, after_seq=after_seq, limit=PAGE).events
 
     return read
 
 
 def read_on(connection: Any, last_seq: int) -> floor.Operation:
     def read(number: int) -> object:
-        rows = connection.execute(_PAGE_SQL, (*_cursor(number, last_seq), _PAGE)).fetchall()
+        rows = connection.execute(_PAGE_SQL, (*cursor_of(number, last_seq), PAGE)).fetchall()
         return [(*row[:-1], json.loads(row[-1])) for row in rows]
 
     return read
 
 
-def _cursor(number: int, last_seq: int) -> tuple[str, int]:
+def cursor_of(number: int, last_seq: int) -> tuple[str, int]:
     """Where page number n begins: in all sessions in turn, at all places of them, never so late that it comes back short."""
-    return FULL_IDS[number % len(FULL_IDS)], number * 37 % max(last_seq - _PAGE + 1, 1)
+    return FULL_IDS[number % len(FULL_IDS)], number * 37 % max(last_seq - PAGE + 1, 1)
 
 
-ROWS: Final = [Row("read", f"page of {_PAGE}", "pages", pages)]
+ROWS: Final = [Row("read", f"page of {PAGE}", "pages", pages)]

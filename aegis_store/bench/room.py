@@ -53,15 +53,21 @@ class Room:
         They took turns, a hundred each; `ended`: and have ended.
         """
         path = self.store(name)
-        batches = int(_STORED_EVENTS * min(self.seconds, 1)) // len(FULL_IDS) // _BATCH
-        with EventStore.open(path, durability="process", maintain_every=None) as store:
-            for number in range(max(batches, 1)):
-                for session_id in FULL_IDS:
-                    store.append_many(session_id, batch(number))
-            if ended:
+        fill(path, self.seconds)
+        if ended:
+            with EventStore.open(path, durability="process", maintain_every=None) as store:
                 for session_id in FULL_IDS:
                     store.set_status(session_id, "completed")
         return path
+
+
+def fill(target: Path | str, seconds: float) -> None:
+    """See `Room.filled`."""
+    batches = int(_STORED_EVENTS * min(seconds, 1)) // len(FULL_IDS) // _BATCH
+    with EventStore.open(target, durability="process", maintain_every=None) as store:
+        for number in range(max(batches, 1)):
+            for session_id in FULL_IDS:
+                store.append_many(session_id, batch(number))
 
 
 def batch(number: int) -> list[NewEvent]:

@@ -12,7 +12,7 @@ import typer
 from aegis_store.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from aegis_store.bench.measure import Figures, Speed
+    from aegis_store.bench.measure import Figures, Row, Speed
     from aegis_store.bench.stored import StoredFigures, StoredSide
 
 
@@ -100,40 +100,62 @@ def bench(
             help="Instead: appends to a store that holds N events in 1,000 sessions at their caps. Takes 7.5 KB of disk each.",
         ),
     ] = None,
+    db: Annotated[
+        str | None,
+        typer.Option(
+            "--db",
+            metavar="URL",
+            show_default=False,
+            help="Instead: on this PostgreSQL, in schemas that are made for it and go again.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the store here, each figure beside its floor.
 
-    The floor is a hand-written loop with the same SQL, pragmas and JSON on the bare driver. Both work in turn; the figures are
-    medians over the pairs, the latencies those of all turns. About three minutes.
+    The floor is a hand-written loop with the same SQL, pragmas and JSON on the bare driver, with --db on psycopg. Both work in
+    turn; the figures are medians over the pairs, the latencies those of all turns. About three minutes.
 
     Example: aegis-store bench --quick --only append
     """
     if stored is not None and (only or quick):
         raise typer.BadParameter("--stored measures something of its own: it goes with neither --only nor --quick")
+    if db is not None and (stored is not None or directory is not None):
+        raise typer.BadParameter("--db measures on a server: it goes with neither --stored nor --dir")
     pairs = pairs or (3 if quick else 5)
     if stored is not None:
         _bench_stored(directory, stored - stored % 1000, pairs, seconds or 4.0, as_json)
     else:
-        _bench_rows(directory, list(only or ()), pairs, seconds or (0.05 if quick else 1.0), as_json)
+        _bench_rows(directory, db, list(only or ()), pairs, seconds or (0.05 if quick else 1.0), as_json)
 
 
-def _bench_rows(directory: Path | None, only: list[Measure], pairs: int, seconds: float, as_json: bool) -> None:
+def _bench_rows(directory: Path | None, db: str | None, only: list[Measure], pairs: int, seconds: float, as_json: bool) -> None:
     from aegis_store import bench
     from aegis_store.bench.disk import fsync_us
     from aegis_store.cli.terminal import progress, show_json
 
-    rows = bench.chosen(only)
+    rows, server = _chosen(db, only)
     with _place(directory) as place, progress() as bar:
         fsync = fsync_us(place)
         task = bar.add_task("Measuring", total=len(rows) * pairs)
         figures = list(bench.run(place, rows, pairs=pairs, seconds=seconds, on_turn=lambda: bar.advance(task)))
     if as_json:
-        given = {"machine": bench.machine(), "pairs": pairs, "seconds": seconds, "fsync_us": fsync}
+        given = {"machine": bench.machine() | server, "pairs": pairs, "seconds": seconds, "fsync_us": fsync}
         show_json({**given, "rows": [_plain(row) for row in figures]})
     else:
         _show_rows(figures)
-        _show_machine(fsync, pairs, seconds)
+        _show_machine(None if server else fsync, pairs, seconds, **server)
+
+
+def _chosen(db: str | None, only: list[Measure]) -> "tuple[list[Row], dict[str, str]]":
+    """The rows, and what else the figures depend on."""
+    from aegis_store import bench
+
+    if db is None:
+        return bench.chosen(only), {}
+    from aegis_store.bench import server
+
+    return server.rows(db, only), {"postgresql": server.version(db)}
 
 
 def _bench_stored(directory: Path | None, events: int, pairs: int, seconds: float, as_json: bool) -> None:
@@ -213,13 +235,15 @@ def _show_stored(figures: "list[StoredFigures]") -> None:
         show(f"{events} stored, {found.durability}: {_ratio(found.ratio)} of the floor's appends/s.")
 
 
-def _show_machine(fsync_us: float, pairs: int, seconds: float) -> None:
+def _show_machine(fsync_us: float | None, pairs: int, seconds: float, postgresql: str = "") -> None:
     from aegis_store import bench
     from aegis_store.cli.terminal import plural, show
 
     here = bench.machine()
-    show(f"4 KiB and an fsync take {_duration(fsync_us)} here. Medians of {plural(pairs, 'pair')}, {seconds:g} s a side.")
-    show(f"Python {here['python']}, SQLite {here['sqlite']}, {here['cpus']} CPUs.")
+    disk = "" if fsync_us is None else f"4 KiB and an fsync take {_duration(fsync_us)} here. "
+    show(f"{disk}Medians of {plural(pairs, 'pair')}, {seconds:g} s a side.")
+    database = f"PostgreSQL {postgresql}" if postgresql else f"SQLite {here['sqlite']}"
+    show(f"Python {here['python']}, {database}, {here['cpus']} CPUs.")
 
 
 def _latencies(speed: "Speed") -> tuple[str, str, str]:

@@ -38,9 +38,10 @@ def copy(source: _Source, target: _Target, as_json: AsJson = False) -> None:
     facts = {
         "sessions": count(report.sessions),
         "events": f"{count(report.events)}, each compared{before}",
-        "deleted": f"{plural(report.tombstones, 'session')}, of which the seq is kept",
         "took": f"{report.duration_s:.1f} s",
     }
+    if report.tombstones:
+        facts["deleted"] = f"{plural(report.tombstones, 'session')}, whose seq is kept"
     show_facts(facts, title=f"Copied {places['from']} to {places['to']}")
 
 

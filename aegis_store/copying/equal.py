@@ -35,9 +35,9 @@ def compare(source: Connection, there: Connection, target: AnyDatabase, upto: in
     The source up to that position, the target to its end.
     """
     if policy_in_force(source) != policy_in_force(there):
-        raise changed(target, "the policy")
+        raise changed(target, "its policy is another")
     if number_of(source)[:2] != number_of(there)[:2]:
-        raise changed(target, "the number of sessions or tombstones")
+        raise changed(target, "it holds more sessions or tombstones, or fewer")
     _compare_records(source, there, target, _sessions_beyond(source, upto))
     yield from _compare_events(source, there, target, upto)
 
@@ -61,7 +61,7 @@ def _compare_records(source: Connection, there: Connection, target: AnyDatabase,
 def _compare_row(row: Row[Any], other: Row[Any], columns: tuple[str, ...], target: AnyDatabase) -> None:
     for name in columns:
         if getattr(row, name) != getattr(other, name):
-            raise changed(target, f"{name} of session {shown(row.session_id)}")
+            raise changed(target, f"{name} of session {shown(row.session_id)} is another")
 
 
 def _compare_events(source: Connection, there: Connection, target: AnyDatabase, upto: int) -> Iterator[int]:
@@ -70,9 +70,9 @@ def _compare_events(source: Connection, there: Connection, target: AnyDatabase, 
         pairs = zip_longest((row for row in rows if row.session_id is not None), others)
         for equal, (row, other) in enumerate(pairs, 1):
             if row is None or other is None:
-                raise changed(target, "the number of events")
+                raise changed(target, "it holds more events, or fewer")
             if any(getattr(row, name) != getattr(other, name) for name in (*_CONTENT, "bytes_before", "payload")):
-                raise changed(target, f"event {row.seq} of session {shown(row.session_id)}")
+                raise changed(target, f"event {row.seq} of session {shown(row.session_id)} is another")
             checked(there, other)
             if equal % _PROGRESS_EVENTS == 0:
                 yield equal

@@ -100,9 +100,7 @@ def checked(conn: Connection, row: Row[Any]) -> Row[Any]:
 
 def changed(target: AnyDatabase, what: str) -> StoreUnavailable:
     """The error for a target that is not as the copy has left it."""
-    detail = (
-        f"it does not take, or is not, what the source holds ({what}): copy again, into a new store, and have nobody use it"
-    )
+    detail = f"it is not as the copy has left it ({what}): have nobody else use it and copy again, into a new store if need be"
     return StoreUnavailable(store=str(target.target), detail=detail)
 
 

@@ -164,6 +164,6 @@ def test_a_writer_of_the_target_waits_for_the_batch_and_gets_no_position_of_it(p
             thread.start()
             thread.join()
 
-    with pytest.raises(StoreUnavailable, match="what the source holds"):
+    with pytest.raises(StoreUnavailable, match="it is not as the copy has left it"):
         EventStore.copy(path, postgres_url, on_progress=begin)
     assert written == [4]
