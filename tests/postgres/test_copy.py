@@ -25,8 +25,9 @@ def test_a_store_comes_back_from_postgresql_as_it_was(path: Path, postgres_url: 
         report = EventStore.copy(source, target)
         assert (report.sessions, report.tombstones, report.events_standing) == (7, 3, 0)
     assert all_of(tmp_path / "back.db") == all_of(postgres_url) == all_of(path)
-    with EventStore.open(tmp_path / "back.db", prune_on_open=False) as store:
-        assert store.verify().ok
+    for place in (postgres_url, tmp_path / "back.db"):
+        with EventStore.open(place, prune_on_open=False) as store:
+            assert store.verify().ok
     assert last_position(tmp_path / "back.db") == last_position(postgres_url) == last_position(path)
 
 
