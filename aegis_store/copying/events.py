@@ -1,7 +1,7 @@
 """Events from store to store, in the order of their positions, which they keep; see the package."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row, Select, func, select
 
@@ -11,6 +11,7 @@ from aegis_store.checksum import STORE_NUMBER, content_sum, event_is_intact
 from aegis_store.copying.records import batches
 from aegis_store.driver_text import DriverText
 from aegis_store.errors import StoreUnavailable, shown
+from aegis_store.read import last_removed
 from aegis_store.schema import event, session
 from aegis_store.sqlite_errors import ConstraintRefused, damaged
 
@@ -63,9 +64,15 @@ def events_up_to(upto: int, after: int = 0) -> Select[Any]:
     return _EVENTS.where(event.c.position > after, event.c.position <= upto)
 
 
-def highest_position(conn: Connection) -> int:
-    """That of the newest event that is there; 0 if there is none."""
-    return int(conn.execute(_HIGHEST).scalar_one())
+class Reached(NamedTuple):
+    """The highest positions of a store: of an event that is there, and of one that was removed. 0 for none."""
+
+    event: int
+    removed: int
+
+
+def reached_by(conn: Connection) -> Reached:
+    return Reached(int(conn.execute(_HIGHEST).scalar_one()), last_removed(conn).position)
 
 
 def highest_gap(conn: Connection, upto: int) -> int:
@@ -73,21 +80,22 @@ def highest_gap(conn: Connection, upto: int) -> int:
     return int(conn.exec_driver_sql(_HIGHEST_GAP.format(upto=int(upto))).scalar_one())
 
 
-def bring_events(source: Connection, target: AnyDatabase, after: int, upto: int, on_events: OnEvents) -> None:
-    """Append to the target what the source holds after that position. What was committed stays, whatever is raised."""
-    last = after
-    with streamed(source, events_up_to(upto, after)) as rows:
+def bring_events(source: Connection, target: AnyDatabase, reached: Reached, upto: int, on_events: OnEvents) -> None:
+    """Append to the target, which has `reached` so far, what the source holds beyond. What was committed stays, whatever is
+    raised.
+    """
+    with streamed(source, events_up_to(upto, reached.event)) as rows:
         named = (checked(source, row) for row in rows if row.session_id is not None)
         for batch in batches(named, lambda row: len(row.payload)):
             try:
                 with target.write() as conn:
                     keep_appends_out(conn)
-                    if highest_position(conn) != last:
+                    if reached_by(conn) != reached:
                         raise changed(target, "somebody else writes to it")
                     _insert_all(conn, target, [_parameters(row) for row in batch])
             except ConstraintRefused as error:
                 raise changed(target, str(error)) from None
-            last = batch[-1].position
+            reached = reached._replace(event=batch[-1].position)
             on_events(len(batch))
 
 

@@ -100,7 +100,8 @@ def _check_part(row: Row[Any] | None, there: Row[Any]) -> None:
     if any(getattr(row, column) != getattr(there, column) for column in NEVER_CHANGE):
         raise _refused(f"its session {name} is another one than that of the source")
     if there.last_seq > row.last_seq or there.first_seq > row.first_seq:
-        raise _refused(f"its session {name} has gone on by itself, to seq {there.first_seq} to {there.last_seq}")
+        ranges = f"{there.first_seq} to {there.last_seq}, and that of the source {row.first_seq} to {row.last_seq}"
+        raise _refused(f"its session {name} has gone on by itself: it has seq {ranges}")
     if there.last_seq and row.first_seq > there.last_seq + 1:
         raise _refused(f"the source has meanwhile removed events of session {name} that were not copied yet")
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, func, select, update
 from aegis_store.any_database import AnyDatabase, keep_appends_out
 from aegis_store.checksum import STORE_NUMBER
 from aegis_store.copying.equal import compare
-from aegis_store.copying.events import bring_events, highest_gap, highest_position, move_counter
+from aegis_store.copying.events import Reached, bring_events, changed, highest_gap, move_counter, reached_by
 from aegis_store.copying.records import bring_graves, bring_runs, bring_sessions, number_of, refuse_others
 from aegis_store.errors import InvalidInput
 from aegis_store.read import last_position, last_removed
@@ -48,7 +48,7 @@ def copy(source: AnyDatabase, target: AnyDatabase, on_progress: OnProgress | Non
         with target.read() as there:
             _refuse_same(source, target, conn, there)
             refuse_others(conn, there)
-            after, standing = highest_position(there), _number_of_events(there)
+            after, standing = reached_by(there).event, _number_of_events(there)
         progress = _Progress(on_progress, standing, _number_of_events(conn))
         bring_sessions(conn, target)
         tombstones = bring_graves(conn, target)
@@ -56,8 +56,8 @@ def copy(source: AnyDatabase, target: AnyDatabase, on_progress: OnProgress | Non
         policy = policy_in_force(conn)
         # Events may be there that are larger than what the policy allows by now.
         set_policy(target, replace(policy, max_event_bytes=MAX_EVENT_BYTES_LIMIT))
-        _tell_removed(conn, target, upto)
-        bring_events(conn, target, after, upto, progress.written)
+        removed_up_to = _tell_removed(conn, target, upto)
+        bring_events(conn, target, Reached(after, removed_up_to), upto, progress.written)
         set_policy(target, policy)
         _set_counter(conn, target, upto)
         with target.read() as there:
@@ -87,7 +87,7 @@ def _number_of_events(conn: Connection) -> int:
     return int(conn.execute(total).scalar_one())
 
 
-def _tell_removed(source: Connection, target: AnyDatabase, upto: int) -> None:
+def _tell_removed(source: Connection, target: AnyDatabase, upto: int) -> int:
     """Up to which position something was removed, so that the cursors of those who missed it are told so there too."""
     removed = last_removed(source)
     position, at, reason = removed.position, removed.at, removed.reason
@@ -98,6 +98,7 @@ def _tell_removed(source: Connection, target: AnyDatabase, upto: int) -> None:
     values = {"removed_position": position, "removed_at": at, "removed_reason": reason}
     with target.write() as conn:
         conn.execute(update(store).where(store.c.removed_position < position).values(**values))
+        return last_removed(conn).position
 
 
 def _set_counter(source: Connection, target: AnyDatabase, upto: int) -> None:
@@ -107,6 +108,9 @@ def _set_counter(source: Connection, target: AnyDatabase, upto: int) -> None:
         upto = max(source.execute(query).scalar_one() or 0, last_removed(source).position)
     with target.write() as conn:
         keep_appends_out(conn)
+        reached = reached_by(conn)
+        if max(reached) > upto:
+            raise changed(target, "somebody else writes to it")
         if last_position(conn) != upto:
             move_counter(conn, upto)
 

@@ -168,3 +168,28 @@ def test_a_writer_of_the_target_waits_for_the_batch_and_gets_no_position_of_it(p
     with pytest.raises(StoreUnavailable, match="it is not as the copy has left it"):
         EventStore.copy(path, postgres_url, on_progress=begin)
     assert written == [4]
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_the_counter_never_goes_below_what_somebody_else_was_given(
+    path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch, removed: bool
+) -> None:
+    from aegis_store.copying import run
+
+    with EventStore.open(path) as store:
+        store.create_session("s")
+        store.append_many("s", [NewEvent(type="t", payload=n) for n in range(3)])
+    set_counter = run._set_counter
+
+    def write_before(*given: object) -> None:
+        with EventStore.open(postgres_url, prune_on_open=False) as other:
+            other.create_session("mine")
+            assert other.append("mine", "t", 1).position == 4
+            if removed:
+                other.delete_session("mine")
+        set_counter(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run, "_set_counter", write_before)
+    with pytest.raises(StoreUnavailable, match="somebody else writes to it"):
+        EventStore.copy(path, postgres_url)
+    assert last_position(postgres_url) == 4
