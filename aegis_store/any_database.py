@@ -16,6 +16,15 @@ Rows = list[tuple[Any, ...]]
 _STREAMED_ROWS: Final = 64  # a payload may have 16 MiB
 
 
+Place = Target | Server
+"""Where a store is."""
+
+
+def place_at(target: str) -> Place:
+    """From a path or a URL, as `EventStore.open` takes them."""
+    return Server.of(target) or Target.of(target)
+
+
 class Sizes(NamedTuple):
     """What a store takes on disk: the database, its write-ahead log, and empty pages in the former."""
 
@@ -38,7 +47,11 @@ class AnyDatabase(Protocol):
     def dialect(self) -> Dialect: ...
 
     @property
-    def target(self) -> Target | Server: ...
+    def target(self) -> Place: ...
+
+    @property
+    def version(self) -> str:
+        """The database and its version, as "SQLite 3.53.4"."""
 
     @property
     def metrics(self) -> Metrics: ...

@@ -38,6 +38,7 @@ class Database:
     """The connections of one open store. Safe for threads. A forked child cannot use it, and is told so."""
 
     dialect: Dialect = "sqlite"
+    version = f"SQLite {driver.VERSION}"
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ _RECORDED_AT: Final = select(event.c.recorded_at).where(event.c.session == bindp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreOverview:
-    """The store at a glance, `at` one moment.
+    """The store at a glance, `at` one moment. `database` is what it stands on, with its version.
 
     `stats` are those of `EventStore.stats`; where more than 1,000 sessions have lost some of their events, `retained_bytes` and
     `removed_bytes` in it are estimates, and `bytes_are_estimates` says so. `sessions_at_cap` hold as many events as they may.
@@ -36,6 +36,7 @@ class StoreOverview:
     """
 
     at: datetime
+    database: str
     stats: StoreStats
     bytes_are_estimates: bool
     sessions_at_cap: int
@@ -72,6 +73,7 @@ def of_store(conn: Connection, db: AnyDatabase, maintenance: MaintenanceState | 
     last_hour, last_day = activity.rates(conn, now, _SPANS)
     return StoreOverview(
         at=now,
+        database=db.version,
         stats=numbers.stats,
         bytes_are_estimates=numbers.bytes_are_estimates,
         sessions_at_cap=numbers.at_cap,

@@ -11,21 +11,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import Connection, select
 
 from aegis_store import append, creation, gate, sessions
 from aegis_store import payload as payloads
+from aegis_store.any_database import AnyDatabase, Place
 from aegis_store.database import Database
 from aegis_store.errors import AegisStoreError, FileUnavailable, InvalidEvent, StoreBusy, shown
 from aegis_store.events import Event, Json, Status, to_us
 from aegis_store.json_problem import said_of
 from aegis_store.redaction import Redact, redacted
 from aegis_store.schema import event
+from aegis_store.server import Server
 from aegis_store.settings import GROUP_BYTES, GROUP_STATEMENTS, RECORD_FLUSH_S
 from aegis_store.spool import REFUSED, Received, Spool, read
-from aegis_store.target import Target
+
+if TYPE_CHECKING:
+    from aegis_store.postgres.database import PostgresDatabase
 
 STATUS_AFTER: Final = {
     "sessionstart": Status.RUNNING,  # a new one, and one that had ended and is resumed
@@ -65,7 +69,7 @@ class FlushReport:
 
 
 def record(
-    target: Target, received: Received, *, busy_timeout_ms: int, only_in_order: bool = False, redact: Redact | None = None
+    target: Place, received: Received, *, busy_timeout_ms: int, only_in_order: bool = False, redact: Redact | None = None
 ) -> Event:
     """Record a hook event, durably, in a store that is created if there is none. Recorded before: the event as it stands.
 
@@ -87,7 +91,7 @@ def record(
 
 
 def flush(
-    target: Target, *, busy_timeout_ms: int, on_progress: OnFlushed | None = None, redact: Redact | None = None
+    target: Place, *, busy_timeout_ms: int, on_progress: OnFlushed | None = None, redact: Redact | None = None
 ) -> FlushReport:
     """Bring in all that waits in the spool, in order, each event once.
 
@@ -109,10 +113,16 @@ def flush(
 
 
 @contextmanager
-def _opened(target: Target, busy_timeout_ms: int, redact: Redact | None) -> Iterator[Database]:
-    creation.ensure(target)
-    gate.check(target)
-    db = Database(target, busy_timeout_ms=busy_timeout_ms, redact=redact)
+def _opened(target: Place, busy_timeout_ms: int, redact: Redact | None) -> Iterator[AnyDatabase]:
+    if isinstance(target, Server):
+        target.check_driver()
+        from aegis_store.postgres.opening import open_database  # noqa: PLC0415 - psycopg is not everybody's
+
+        db: Database | PostgresDatabase = open_database(target, busy_timeout_ms=busy_timeout_ms, redact=redact)
+    else:
+        creation.ensure(target)
+        gate.check(target)
+        db = Database(target, busy_timeout_ms=busy_timeout_ms, redact=redact)
     try:
         yield db
     finally:
@@ -222,7 +232,7 @@ def _is_overtaken(conn: Connection, hook: _Hook) -> bool:
 
 
 def _bring_in(
-    db: Database, spool: Spool, report: FlushReport, *, until_s: float | None = None, on_progress: OnFlushed | None = None
+    db: AnyDatabase, spool: Spool, report: FlushReport, *, until_s: float | None = None, on_progress: OnFlushed | None = None
 ) -> None:
     """Bring in what waits; with `until_s`, as much as can be begun by that time of `time.monotonic()`."""
     lock = spool.lock()
@@ -241,7 +251,7 @@ def _bring_in(
 
 
 def _bring_in_all(
-    db: Database, spool: Spool, report: FlushReport, until_s: float | None, on_progress: OnFlushed | None
+    db: AnyDatabase, spool: Spool, report: FlushReport, until_s: float | None, on_progress: OnFlushed | None
 ) -> None:
     done = 0
     while files := [file for file in spool.waiting() if file not in report.stuck]:  # again, for those that came meanwhile
@@ -270,7 +280,7 @@ def _next_group(files: list[Path]) -> tuple[list[Path], list[Path]]:
     return files[:count], files[count:]
 
 
-def _bring_in_group(db: Database, spool: Spool, files: list[Path], report: FlushReport) -> None:
+def _bring_in_group(db: AnyDatabase, spool: Spool, files: list[Path], report: FlushReport) -> None:
     refused: dict[Path, str] = {}
     hooks: dict[Path, _Hook] = {}
     for file in files:

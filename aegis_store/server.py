@@ -11,6 +11,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from aegis_store.errors import InvalidInput, StoreUnavailable
+from aegis_store.target import masked
 
 DRIVER = "postgresql+psycopg"
 
@@ -44,6 +45,8 @@ class Server:
         except (ArgumentError, ValueError):
             detail = "this is no URL such as postgresql+psycopg://user@host/database"
             raise StoreUnavailable(store=target.partition(":")[0] + "://…", detail=detail) from None
+        if "@" in (url.host or "") + (url.database or ""):  # what stands before it may be the end of a password
+            raise StoreUnavailable(store=masked(target), detail="an @ that is part of a password is written %40 in a URL")
         if url.drivername != DRIVER:
             raise StoreUnavailable(store=printed, detail=f"a URL of PostgreSQL begins with {DRIVER}://")
         return cls(url)
@@ -57,7 +60,7 @@ class Server:
 
     def __str__(self) -> str:
         shown = {name: "***" if _is_secret(name) else value for name, value in self.url.query.items()}
-        return self.url.set(query=shown).render_as_string(hide_password=True)
+        return self.url.set(query=shown).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
 
     def __repr__(self) -> str:
         return f"Server({str(self)!r})"
@@ -82,12 +85,9 @@ class Server:
 
     def engine(self, *, settings: dict[str, str], **options: Any) -> Engine:
         """SQLAlchemy's engine; each connection has those `settings` of PostgreSQL."""
-        try:
-            options["connect_args"] = {"client_encoding": "utf8", **self._timeout(), **options.get("connect_args", {})}
-            engine = create_engine(self.url, hide_parameters=True, execution_options={"store": str(self)}, **options)
-        except ModuleNotFoundError:
-            detail = "psycopg is not installed: pip install 'aegis-store[postgres]'"
-            raise StoreUnavailable(store=str(self), detail=detail) from None
+        self.check_driver()
+        options["connect_args"] = {"client_encoding": "utf8", **self._timeout(), **options.get("connect_args", {})}
+        engine = create_engine(self.url, hide_parameters=True, execution_options={"store": str(self)}, **options)
 
         # Not by the option of the connection, which poolers refuse. Outside of any transaction: it would be rolled back.
         def prepare(connection: Any, _record: object) -> None:
@@ -100,6 +100,16 @@ class Server:
         sa_event.listen(engine, "connect", prepare)
         return engine
 
+    def check_driver(self) -> None:
+        """Raise `StoreUnavailable` if there is no psycopg, or none that can be loaded (its libpq may be missing)."""
+        try:
+            import psycopg  # noqa: F401, PLC0415 - not everybody's
+        except ImportError as error:
+            is_missing = isinstance(error, ModuleNotFoundError)
+            problem = "is not installed" if is_missing else f"cannot be loaded ({' '.join(str(error).split()):.80})"
+            detail = f"psycopg {problem}: pip install 'aegis-store[postgres]'"
+            raise StoreUnavailable(store=str(self), detail=detail) from None
+
     def _timeout(self) -> dict[str, int]:
         named = "connect_timeout" in self.url.query or "PGCONNECT_TIMEOUT" in os.environ
         return {} if named else {"connect_timeout": _CONNECT_TIMEOUT_S}
@@ -107,4 +117,4 @@ class Server:
 
 def _is_secret(option: str) -> bool:
     """Whether the value of that option of a URL must not show."""
-    return any(word in option.lower() for word in ("password", "secret"))
+    return any(word in option.lower() for word in ("pass", "pwd", "secret", "token", "key"))  # mistyped ones too

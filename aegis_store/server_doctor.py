@@ -58,9 +58,10 @@ def _of_server(server: Server) -> Iterator[Finding]:
         "default_transaction_read_only": "on",
         "statement_timeout": f"{_STATEMENT_TIMEOUT_S}s",
     }
-    engine = server.engine(settings=settings, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    server.check_driver()
+    from aegis_store.postgres.errors import errors_of  # noqa: PLC0415 - psycopg is not everybody's
 
-    from aegis_store.postgres.errors import errors_of  # noqa: PLC0415 - psycopg is not everybody's, which `engine` has said
+    engine = server.engine(settings=settings, poolclass=NullPool, isolation_level="AUTOCOMMIT")
 
     began_s = time.monotonic()
     with errors_of(server), engine.connect() as conn:

@@ -26,11 +26,11 @@ from typing import Final, NamedTuple, TypeVar
 
 from platformdirs import user_state_path
 
+from aegis_store.any_database import Place, place_at
 from aegis_store.draft import make_directories, sync_directory
 from aegis_store.errors import AegisStoreError, EventIdConflict, InvalidEvent, InvalidSession, SessionExists
 from aegis_store.events import to_us
 from aegis_store.file_lock import FileLock
-from aegis_store.server import Server
 from aegis_store.settings import ORPHAN_AGE_S
 from aegis_store.target import Target
 
@@ -99,7 +99,7 @@ class Kept(NamedTuple):
 class Spool:
     """The files of the events that wait for one store. Safe for threads and processes."""
 
-    def __init__(self, target: Target | Server) -> None:
+    def __init__(self, target: Place) -> None:
         elsewhere = _place_elsewhere(target)
         # A user without a home has a state directory wherever he is, which nobody would find again.
         beside = (target.side_file("-spool"),) if isinstance(target, Target) else ()
@@ -196,7 +196,7 @@ def recorded_or_kept(
         rejected = isinstance(error, REFUSED)
         reason = str(error) if isinstance(error, AegisStoreError) else f"{type(error).__name__}: {error}".rstrip(": ")
         try:
-            file = Spool(Target.of(place)).add(_with_reason(received, reason), rejected=rejected)
+            file = Spool(place_at(place)).add(_with_reason(received, reason), rejected=rejected)
         except Exception as problem:  # noqa: BLE001 - likewise
             return Kept(None, rejected, reason, str(problem) or type(problem).__name__)
         return Kept(file, rejected, reason)
@@ -206,7 +206,7 @@ def _with_reason(received: Received, reason: str) -> Received:
     return Received(**{name: getattr(received, name) for name in Received.__slots__ if name != "reason"}, reason=reason)
 
 
-def _place_elsewhere(target: Target | Server) -> Path:
+def _place_elsewhere(target: Place) -> Path:
     mark = sha256(os.fsencode(target.identity)).hexdigest()[:16]
     return user_state_path("aegis-store", appauthor=False) / "spool" / f"{target.name[:64]}-{mark}"
 

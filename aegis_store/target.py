@@ -83,7 +83,8 @@ def _path_in_url(text: str) -> str:
         ) from None
     if url.get_backend_name() != "sqlite":
         raise StoreUnavailable(
-            store=masked(text), detail="this version opens SQLite files: sqlite:///relative.db, sqlite:////absolute.db"
+            store=masked(text),
+            detail="a store is a SQLite file (sqlite:///relative.db, sqlite:////absolute.db) or on postgresql+psycopg://…",
         )
     if url.query or url.host:
         raise StoreUnavailable(store=masked(text), detail="a SQLite URL is sqlite:///PATH, without a host and without options")

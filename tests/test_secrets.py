@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 from aegis_store import AegisStoreError, AsyncEventStore, EventStore, NewEvent, RetentionPolicy, driver
 from aegis_store.target import Target
@@ -334,6 +335,76 @@ def test_no_command_shows_the_password_of_a_url(run: Run) -> None:
         with suppress(AssertionError):
             done = run(*command.split(), "--db", f"postgresql://me:{WORD}@host:port/db")
         assert WORD not in done.stdout + done.stderr
+
+
+# On PostgreSQL, whose errors come with the row that was refused
+
+
+@pytest.fixture
+def on_server(postgres_url: str, caplog: pytest.LogCaptureFixture) -> Iterator[EventStore]:
+    """A store that is named by a URL with a password."""
+    caplog.set_level(logging.DEBUG)
+    url = make_url(postgres_url).set(password=WORD).render_as_string(hide_password=False)
+    with EventStore.open(url, durability="process", maintain_every=None) as store:
+        store.create_session("s", metadata=CLEAR)
+        store.append("s", "note", CLEAR, event_id="e")
+        yield store
+
+
+REFUSED_BY_THE_SERVER = (
+    "ALTER TABLE event ADD CONSTRAINT aegis_test CHECK (seq < 2)",
+    "CREATE FUNCTION aegis_test() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more'; END $$;"
+    " CREATE TRIGGER aegis_test BEFORE INSERT ON event FOR EACH ROW EXECUTE FUNCTION aegis_test()",
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'aegis-store'",
+)
+AS_IT_WAS = (
+    "ALTER TABLE event DROP CONSTRAINT IF EXISTS aegis_test",
+    "DROP TRIGGER IF EXISTS aegis_test ON event",
+    "DROP FUNCTION IF EXISTS aegis_test",
+)
+
+
+def error_of(attempt: Callable[[], object]) -> AegisStoreError | None:
+    try:
+        attempt()
+    except AegisStoreError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("refusal", REFUSED_BY_THE_SERVER, ids=["a constraint", "a trigger", "a lost connection"])
+def test_no_error_of_a_server_shows_payload_or_password(
+    on_server: EventStore, postgres_url: str, refusal: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tests.postgres.server import connect
+
+    tries: tuple[Callable[[], object], ...] = (
+        lambda: on_server.append("s", "note", CLEAR),
+        lambda: on_server.append_many("s", [NewEvent(type="note", payload=CLEAR)] * 2),
+        lambda: on_server.append("s", "note", {"other": WORD}, event_id="e"),
+    )
+    errors = []
+    for attempt in tries:
+        with connect(postgres_url) as shell:
+            shell.execute(refusal.encode())
+            errors.append(error_of(attempt))
+            for statement in AS_IT_WAS:
+                shell.execute(statement.encode())
+    assert any(errors)  # after a loss the next call may come through
+    assert all(error is None or (WORD not in told(error) and error.__cause__ is None) for error in errors)
+    assert WORD not in caplog.text
+    assert WORD not in f"{on_server!r} {on_server._db!r} {on_server._db.target!r} {vars(on_server)!r}"
+
+
+def test_no_finding_of_a_server_shows_the_password(on_server: EventStore, postgres_url: str) -> None:
+    for url in (
+        make_url(postgres_url).set(password=WORD),
+        make_url(postgres_url).update_query_dict({"password": WORD}),
+        make_url(f"postgresql+psycopg://me:{WORD}@127.0.0.1:1/x"),
+    ):
+        named = url.render_as_string(hide_password=False)
+        assert WORD not in repr(EventStore.doctor(named))
+    assert WORD not in repr((on_server.overview(), on_server.health(), on_server.stats(), on_server.verify()))
 
 
 def test_the_driver_in_use_is_the_one_whose_words_were_looked_at() -> None:

@@ -54,22 +54,28 @@ def _statuses() -> list[str]:
 
 
 def _sessions(context: typer.Context, incomplete: str) -> list[str]:
-    from aegis_store import session_ids
-
     try:
         place = place_of(context, context.params.get("db"))
-        found = session_ids.newest(_path_of(place), _kept + incomplete, _MOST)
+        found = _newest(place, _kept + incomplete)
     except Exception:  # noqa: BLE001 - no store, or a broken one: there is nothing to complete
         return []
     return [session_id.removeprefix(_kept) for session_id in found if _PLAIN.fullmatch(session_id)]
 
 
-def _path_of(place: str) -> Path:
+def _newest(place: str, prefix: str) -> list[str]:
+    from aegis_store import session_ids
+
     if "://" not in place:
-        return Path(place)
+        return session_ids.newest(Path(place), prefix, _MOST)
+    from aegis_store.any_database import place_at
     from aegis_store.target import Target
 
-    return Target.of(place).path
+    named = place_at(place)
+    if isinstance(named, Target):
+        return session_ids.newest(named.path, prefix, _MOST)
+    from aegis_store.postgres import session_ids as ids_on_server
+
+    return ids_on_server.newest(named, prefix, _MOST)
 
 
 def prepare() -> None:

@@ -92,10 +92,13 @@ def demo(
 
 def _new_store(named: str | None) -> Path:
     """A store that this call has made, and no other process beside it."""
+    from aegis_store.server import Server
     from aegis_store.store import EventStore
     from aegis_store.target import Target
 
     if named is not None:
+        if Server.of(named) is not None:
+            raise typer.BadParameter("the demo plays on a file of its own: name a path", param_hint="--db")
         if Target.of(named).path.exists() or EventStore.upgrade(named)[0] is not None:
             problem = f"{named} exists, and the demo only plays on a new store: name another file"
             raise typer.BadParameter(problem, param_hint="--db")

@@ -66,7 +66,7 @@ def _store_rows(overview: "StoreOverview", place: str, versions: str) -> list[Ro
         Fact("payloads", f"{about}{size(stats.retained_bytes)} retained, {about}{size(stats.removed_bytes)} removed"),
         *_budget_rows(health),
         *_cap_rows(overview),
-        Fact("on disk", f"{size(stats.file_bytes)}, {size(stats.free_bytes)} of it free pages"),
+        Fact("on disk", _disk_words(overview)),
         *_reclaim_rows(overview, place),
         Fact("policy", policy_words(overview.policy)),
         Fact("last prune", last_prune),
@@ -74,6 +74,13 @@ def _store_rows(overview: "StoreOverview", place: str, versions: str) -> list[Ro
     if health.problems:
         rows.append(Fact("to look at", "; ".join(health.problems)))
     return [*rows, Fact("schema", versions)]
+
+
+def _disk_words(overview: "StoreOverview") -> str:
+    stats = overview.stats
+    if overview.database.startswith("SQLite"):
+        return f"{size(stats.file_bytes)}, {size(stats.free_bytes)} of it free pages"
+    return f"{size(stats.file_bytes)} of tables and indexes"
 
 
 def _cap_rows(overview: "StoreOverview") -> list[Row]:

@@ -81,7 +81,8 @@ def _panels(store: "EventStore", session: str | None, place: str) -> "list[Panel
 
     if session is not None:
         return glance.of_session(store.session_overview(session))
-    return glance.of_store(store.overview(), place, f"{HEAD}, SQLite {store.sqlite_version}")
+    overview = store.overview()
+    return glance.of_store(overview, place, f"{HEAD}, {overview.database}")
 
 
 def _print_json(store: "EventStore", session: str | None, place: str) -> None:
@@ -92,8 +93,9 @@ def _print_json(store: "EventStore", session: str | None, place: str) -> None:
     if session is not None:
         show_json(session_overview_fields(store.session_overview(session)))
     else:
-        about = {"store": place, "schema": HEAD, "sqlite": store.sqlite_version}
-        show_json({**about, **overview_fields(store.overview())})
+        overview = store.overview()
+        database, _, version = overview.database.partition(" ")
+        show_json({"store": place, "schema": HEAD, database.lower(): version, **overview_fields(overview)})
 
 
 def _print(panels: "list[Panel]") -> None:

@@ -45,6 +45,16 @@ def place_shown(context: typer.Context, db: str | None) -> str:
     return masked(place_of(context, db))
 
 
+def place_to_type(context: typer.Context, db: str | None) -> str:
+    """The option that names the store once more in a command to type, " --db PATH"; no password comes up in it."""
+    import shlex
+
+    place, shown = place_of(context, db), place_shown(context, db)
+    if place == shown:
+        return f" --db {shlex.quote(place)}"
+    return "" if named_place(context, db) is None else " --db URL"  # nothing: it is in the environment
+
+
 def named_place(context: typer.Context, db: str | None) -> str | None:
     """The store that was named on the command line, if one was."""
     above: str | None = context.find_root().params.get("db")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aegis_store.cli.options import AsJson, Db, open_to_change, open_to_look, place_shown
+from aegis_store.cli.options import AsJson, Db, open_to_change, open_to_look, place_to_type
 from aegis_store.settings import MAX_PRUNE_RUNS
 
 if TYPE_CHECKING:
@@ -86,12 +86,12 @@ def prune(
     if as_json:
         show_json({"plan": plan_fields(plan), "report": asdict(report) if report else None})
         return
-    place = shlex.quote(place_shown(context, db))
+    place = place_to_type(context, db)
     if report and plan.truncations:
         _show_report(report)
     elif plan.truncations:
         archiving = f" --archive {shlex.quote(str(archive))}" if archive else ""
-        show("Nothing was removed. To remove this:", f"aegis-store prune --yes{archiving} --db {place}")
+        show("Nothing was removed. To remove this:", f"aegis-store prune --yes{archiving}{place}")
     _show_reclaimable(free_bytes, place)
 
 
@@ -161,7 +161,7 @@ def _show_reclaimable(free_bytes: int, place: str) -> None:
     from aegis_store.cli.terminal import show, size
 
     if free_bytes:
-        show(f"{size(free_bytes)} of the file are free pages. To give them back:", f"aegis-store reclaim --db {place}")
+        show(f"{size(free_bytes)} of the file are free pages. To give them back:", f"aegis-store reclaim{place}")
 
 
 def _show_history(context: typer.Context, db: str | None, limit: int, *, as_json: bool) -> None:

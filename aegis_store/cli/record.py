@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _LENIENT_BUSY_TIMEOUT_S = 1.0
 _BUSY_TIMEOUT_S = 10.0
+_LENIENT_CONNECT_TIMEOUT_S = "2"  # psycopg takes no less
 _PIECE_BYTES = 64 * 1024
 
 
@@ -49,10 +50,10 @@ def record(
     printed.
 
     With --lenient an event that cannot be recorded now (the store is busy, damaged or of another schema, the disk full …) is
-    kept beside the store, in NAME-spool, or where that cannot be written in the state directory of the user. The next call
-    brings in what waits, for up to a second, before its own event, so that the events of calls that follow each other stay
-    in order; `aegis-store spool flush` brings in all. What the store will never take is set aside, and named on stderr. If
-    stdin is still open after 5 s, what has come by then is taken for the event.
+    kept beside the store, in NAME-spool, or where that cannot be written in the state directory of the user, as for a store on
+    a server that is not reached. The next call brings in what waits, for up to a second, before its own event, so that the
+    events of calls that follow each other stay in order; `aegis-store spool flush` brings in all. What the store will never
+    take is set aside, and named on stderr. If stdin is still open after 5 s, what has come by then is taken for the event.
 
     With --redact, what is kept is redacted too. An event that cannot be redacted (it is no JSON, the hook fails or is not
     there) is not kept at all, since that would be in clear: with --lenient it is lost, and stderr says so.
@@ -63,6 +64,7 @@ def record(
     gc.disable()
     if lenient:
         _be_interrupted_by("SIGTERM", "SIGHUP")
+        os.environ.setdefault("PGCONNECT_TIMEOUT", _LENIENT_CONNECT_TIMEOUT_S)  # psycopg's, unless the URL says otherwise
     try:
         _record(
             _received(_sent(lenient=lenient), session_field, type_field, tenant, owner),
@@ -150,10 +152,10 @@ def _record(
 
     def attempt(given: "Received") -> "Event":
         from aegis_store import recording
-        from aegis_store.target import Target
+        from aegis_store.any_database import place_at
 
         hook = redact_hook(redact)
-        return recording.record(Target.of(place), given, busy_timeout_ms=busy_timeout_ms, only_in_order=lenient, redact=hook)
+        return recording.record(place_at(place), given, busy_timeout_ms=busy_timeout_ms, only_in_order=lenient, redact=hook)
 
     def without_secrets(given: "Received") -> "Received":
         hook = redact_hook(redact)

@@ -34,11 +34,11 @@ def show(context: typer.Context, db: Db = None, as_json: AsJson = False) -> None
 
     Example: aegis-store spool show --db agents.db
     """
+    from aegis_store.any_database import place_at
     from aegis_store.cli.terminal import show_json
     from aegis_store.spool import Spool
-    from aegis_store.target import Target
 
-    found = Spool(Target.of(place_of(context, db)))
+    found = Spool(place_at(place_of(context, db)))
     waiting, rejected = found.waiting(), found.rejected()
     if as_json:
         for fields in _fields(waiting, rejected):
@@ -63,15 +63,15 @@ def flush(
     Example: aegis-store spool flush --db agents.db
     """
     from aegis_store import recording
+    from aegis_store.any_database import place_at
     from aegis_store.cli import exits
     from aegis_store.cli.terminal import progress, show_json
-    from aegis_store.target import Target
 
     hook = redact_hook(redact)
     with progress() as bar:
         task = bar.add_task("Bringing events in", total=None)
         report = recording.flush(
-            Target.of(place_of(context, db)),
+            place_at(place_of(context, db)),
             busy_timeout_ms=int(busy_timeout * 1000),
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             redact=hook,

@@ -149,6 +149,11 @@ class PostgresDatabase:
         with self.read() as connection:
             yield _OneSnapshot(self.target, connection)
 
+    @property
+    def version(self) -> str:
+        """As the first connection has told it."""
+        return "PostgreSQL " + ".".join(map(str, self._engine.dialect.server_version_info or ()))
+
     def sizes(self, conn: Connection) -> Sizes:
         """Of its tables. The log and what is free in them are the server's affair, which uses them again."""
         return Sizes(int(conn.exec_driver_sql(_SIZE).scalar_one()), 0, 0)

@@ -19,6 +19,15 @@ _CORRUPT: Final = ("XX001", "XX002")
 _READ_ONLY: Final = ("25006", "42501")  # a standby or read-only connection, insufficient privilege
 _SCHEMA: Final = ("42P01", "42703", "42883")  # no such table, column, function
 
+# What a server that refuses a connection says; libpq hands on no code of it.
+_REFUSED: Final = (
+    "authentication failed",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "no password supplied",
+    "connection option",
+)
+
 
 @contextmanager
 def errors_of(server: Server, *, on_loss: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -54,6 +63,8 @@ def translated(server: Server, error: Exception, *, waited_ms: int) -> AegisStor
         return StoreUnavailable(store=store, detail=detail)
     if state and not state.startswith(("08", "57P", "53")):
         return StoreUnavailable(store=store, detail=f"PostgreSQL answered {state}: {message}")
+    if any(words in message for words in _REFUSED):
+        return StoreUnavailable(store=store, detail=f"{message}: check the user, the password and the database of the URL")
     detail = f"no connection ({message}): try again; an append is safe to repeat with its event_id"
     return StoreUnavailable(store=store, detail=detail)
 

@@ -135,6 +135,7 @@ class EventStore(Parts):
         """
         server = Server.of(target)
         if server is not None:
+            server.check_driver()
             from aegis_store.postgres import deploy  # noqa: PLC0415 - psycopg is not everybody's
 
             return deploy.upgrade(server)
@@ -268,15 +269,12 @@ class EventStore(Parts):
             log(logging.WARNING, "startup_put_off", self._db.target, told, error, error=type(error).__name__)
 
 
-def _on_server(server: Server, *, create: bool, read_only: bool, **options: Any) -> Database:
+def _on_server(server: Server, **options: Any) -> Database:
     """The connections to a store on PostgreSQL: what is asked of both kinds is asked of it by the name of the other."""
-    from aegis_store.postgres import deploy  # noqa: PLC0415 - psycopg is not everybody's
-    from aegis_store.postgres.database import PostgresDatabase  # noqa: PLC0415
+    server.check_driver()
+    from aegis_store.postgres.opening import open_database  # noqa: PLC0415 - psycopg is not everybody's
 
-    if create and not read_only and deploy.revision(server) == "base":
-        deploy.upgrade(server)
-    deploy.check(server)
-    return cast(Database, PostgresDatabase(server, read_only=read_only, **options))
+    return cast(Database, open_database(server, **options))
 
 
 def _must_be_immutable(target: Target) -> bool:
