@@ -1,7 +1,8 @@
 """`AsyncEventStore`: the methods of `EventStore` with `await`, off the event loop.
 
 An append goes into the line of those who wait to write (`turns`), where those of all tasks share commits; their outcomes come
-back to the event loop once per commit. Everything else runs on threads of the store's own.
+back to the event loop once per commit. Everything else runs on threads of the store's own; on a server, which has no such line,
+appends do too, on some that nothing else waits for.
 """
 
 import asyncio
@@ -18,12 +19,11 @@ from aegis_store import append as appends
 from aegis_store import follow as following
 from aegis_store.append import Prepared
 from aegis_store.connections import Durability
-from aegis_store.errors import StoreClosed, StoreUnavailable
+from aegis_store.errors import StoreClosed
 from aegis_store.events import Event, EventsMissed, Json
 from aegis_store.metrics import now_ns
 from aegis_store.read import OnGap
 from aegis_store.redaction import Redact
-from aegis_store.server import Server
 from aegis_store.settings import (
     DEFAULT_BUSY_TIMEOUT_MS,
     DEFAULT_MAINTAIN_EVERY,
@@ -97,10 +97,11 @@ class AsyncEventStore:
 
     sqlite_version: ClassVar[str] = EventStore.sqlite_version
 
-    def __init__(self, store: EventStore, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, store: EventStore) -> None:
         """Not for callers: see `open`."""
         self._store: EventStore | ScopedStore = store
-        self._threads = threads
+        self._threads = ThreadPoolExecutor(THREADS_OF_ASYNC, thread_name_prefix="aegis-store async")
+        self._threads_of_appends = ThreadPoolExecutor(THREADS_OF_ASYNC, thread_name_prefix="aegis-store append")
         self._loop = asyncio.get_running_loop()
         self._room = asyncio.Semaphore(MAX_WAITING_APPENDS)
 
@@ -119,9 +120,6 @@ class AsyncEventStore:
         redact: Redact | None = None,
     ) -> "_Opening":
         """As `EventStore.open`; `async with AsyncEventStore.open(…) as store`, or `store = await AsyncEventStore.open(…)`."""
-        server = Server.of(target)
-        if server is not None:
-            raise StoreUnavailable(store=str(server), detail="AsyncEventStore is not there on PostgreSQL yet")
         return _Opening(
             functools.partial(
                 EventStore.open,
@@ -155,20 +153,36 @@ class AsyncEventStore:
         run_id: str | None = None,
         payload_ref: str | None = None,
     ) -> Event:
-        """As `EventStore.append`; the appends of tasks that wait at the same time share a commit."""
+        """As `EventStore.append`; on a file the appends of tasks that wait at the same time share a commit."""
         began_ns = now_ns()
+        db = self._store._db
         async with self._room:
             given = (session_id, type, payload, event_id, expected_seq, occurred_at, run_id, payload_ref)
-            prepared = appends.prepare(*given, redact=self._store._db.redact, scope=self._store._scope)
-            try:
-                rows = await self._written(prepared)
-            except ConstraintRefused:
-                rows = []
-        event = (
-            prepared.stored(*rows[0]) if rows else await self._run(functools.partial(appends.settle, self._store._db, prepared))
-        )
-        self._store._db.metrics.appended(began_ns)
+            prepared = appends.prepare(*given, redact=db.redact, scope=self._store._scope)
+            event = await (self._in_line(prepared) if db.shares_commits else self._on_thread(prepared))
+        db.metrics.appended(began_ns)
         return event
+
+    async def _on_thread(self, prepared: Prepared) -> Event:
+        db = self._store._db
+        db.check_writable()
+        work = self._threads_of_appends.submit(appends.append, db, prepared)
+        outcome = asyncio.wrap_future(work)
+        try:
+            return await asyncio.shield(outcome)
+        except asyncio.CancelledError:
+            if not work.cancel():  # it is under way
+                await asyncio.wait([outcome])
+            raise
+
+    async def _in_line(self, prepared: Prepared) -> Event:
+        try:
+            rows = await self._written(prepared)
+        except ConstraintRefused:
+            rows = []
+        if rows:
+            return prepared.stored(*rows[0])
+        return await self._run(functools.partial(appends.settle, self._store._db, prepared))
 
     async def _written(self, prepared: Prepared) -> Rows:
         db = self._store._db
@@ -320,7 +334,8 @@ class AsyncEventStore:
             return
         # Not on the store's threads: those may all be waiting.
         await asyncio.to_thread(self._store.close)
-        self._threads.shutdown(wait=False)
+        for threads in (self._threads, self._threads_of_appends):
+            threads.shutdown(wait=False)
 
     async def __aenter__(self) -> Self:
         return self
@@ -356,7 +371,7 @@ class _Opening:
             # It opens all the same, on its thread: closed again then, or it would stay open for ever.
             opening.add_done_callback(_close_again)
             raise
-        return AsyncEventStore(store, ThreadPoolExecutor(THREADS_OF_ASYNC, thread_name_prefix="aegis-store async"))
+        return AsyncEventStore(store)
 
     async def __aenter__(self) -> AsyncEventStore:
         self._store = await self

@@ -47,6 +47,10 @@ class AnyDatabase(Protocol):
     def dialect(self) -> Dialect: ...
 
     @property
+    def shares_commits(self) -> bool:
+        """Whether writers that wait share a commit: where they take turns. Otherwise each commits for himself, all at once."""
+
+    @property
     def target(self) -> Place: ...
 
     @property

@@ -39,6 +39,7 @@ class Database:
 
     dialect: Dialect = "sqlite"
     version = f"SQLite {driver.VERSION}"
+    shares_commits = True
 
     def __init__(
         self,

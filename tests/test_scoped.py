@@ -66,7 +66,7 @@ OF_THE_WHOLE_STORE: dict[str, Callable[[Any], Any]] = {
     "scoped": lambda store: store.scoped(**OTHERS[0]),
 }
 FOR_EVERYBODY = {"retention_policy", "close"}
-OF_A_FILE = {"open", "upgrade", "compact", "doctor", "restore", "sqlite_version"}  # they are asked of the class, with a path
+OF_A_FILE = {"open", "upgrade", "compact", "copy", "doctor", "restore", "sqlite_version"}  # asked of the class, with a path
 
 
 def names(of: type) -> set[str]:

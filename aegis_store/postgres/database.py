@@ -48,6 +48,7 @@ class PostgresDatabase:
     """
 
     dialect: Dialect = "postgresql"
+    shares_commits = False
 
     def __init__(
         self, server: Server, *, durability: str, read_only: bool, busy_timeout_ms: int, redact: Redact | None = None

@@ -16,6 +16,7 @@ from tests.test_read import woven as woven
 from tests.test_verify import filled as filled
 
 _ASKS_SQLITE = ("statements_of", "query_plans", "vm_steps", "steps_of", "._db", ".maintain_every")
+_ASKS_A_FILE = ("path.", "(path)", "held(", "compact(", "Spool", "run(", "crowded")
 _FIXTURES_OF_SQLITE = {"shell", "path", "tmp_path", "large_store", "large", "monkeypatch", "template"}
 
 
@@ -25,9 +26,12 @@ def no_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ServerWatcher, "_look_out", lambda watcher: watcher._stopped.wait(NEVER_S))
 
 
-def contract(module: ModuleType, *, files: bool = False) -> dict[str, Callable[..., None]]:
-    """Its tests; with `files`, those too that write files beside the store, or have a function fail."""
-    asking = _FIXTURES_OF_SQLITE - ({"tmp_path", "monkeypatch"} if files else set())
+def contract(module: ModuleType, *, files: bool = False, urls: bool = False) -> dict[str, Callable[..., None]]:
+    """Its tests; with `files`, those too that write files beside the store, or have a function fail.
+
+    With `urls` those too that do no more with the store's `path` than open it: they find a URL there.
+    """
+    asking = _FIXTURES_OF_SQLITE - ({"tmp_path", "monkeypatch"} if files else set()) - ({"path"} if urls else set())
     found: dict[str, Callable[..., None]] = {}
     for name, test in vars(module).items():
         if not name.startswith("test_") or not inspect.isfunction(test):
@@ -35,7 +39,8 @@ def contract(module: ModuleType, *, files: bool = False) -> dict[str, Callable[.
         source = inspect.getsource(test)
         given = inspect.signature(test).parameters.keys()
         asks_sqlite = not asking.isdisjoint(given) or (files and given.isdisjoint({"store", "open_store"}))
-        if not asks_sqlite and not any(word in source for word in _ASKS_SQLITE):
+        words = (*_ASKS_SQLITE, *(_ASKS_A_FILE if urls else ()))
+        if not asks_sqlite and not any(word in source for word in words):
             found[f"{name}__of_{module.__name__.rpartition('.')[2]}"] = test
     return found
 

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from aegis_store import AsyncEventStore, EventStore, InvalidInput, NewEvent, RetentionPolicy, StoreUnavailable
+from aegis_store import EventStore, InvalidInput, NewEvent, RetentionPolicy, StoreUnavailable
 from tests.postgres.server import connect
 from tests.postgres.test_schema import fill
 
@@ -111,11 +111,6 @@ def test_a_lower_cap_removes_first_and_a_deleted_session_goes_on_counting(store:
     store.delete_session("s")
     store.create_session("s")
     assert store.append("s", "t", 1).seq == 11
-
-
-def test_asyncio_is_not_there_yet(postgres_url: str) -> None:
-    with pytest.raises(StoreUnavailable, match="AsyncEventStore is not there on PostgreSQL yet"):
-        AsyncEventStore.open(postgres_url)
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
