@@ -1,10 +1,10 @@
 """Who waits for more in a store on a server is rung when another process has committed an event there.
 
 NOTIFY tells, but a transaction that notifies takes a lock on the whole server until its commit is on disk: then writers no
-longer share an fsync, and 8 of them keep a sixth of their appends/s. So nobody notifies while somebody looks anyway. The thread
-falls asleep when it has rung for a second: it takes a lock that appends look for (`aegis_wake_followers` in the schema), so
-that the next one notifies. Woken, it gives the lock back and rings many times a second, as for a file. So a store at rest
-wakes its followers at once, and a busy one notifies once a second.
+longer share an fsync, and 8 of them keep a sixth to a half of their appends/s. So nobody notifies while somebody looks anyway.
+The thread falls asleep when it has rung for a second: it takes a lock that appends look for (`aegis_wake_followers` in the
+schema), so that the next one notifies. Woken, it gives the lock back and rings many times a second, as for a file. So a store
+at rest wakes its followers at once, and a busy one notifies once a second.
 
 An append that looked for the lock before it was taken, and commits later, is found by the ring after the first wait, or a
 second later, since followers look now and then without being rung (`FOLLOW_LOOK_S`).
