@@ -315,11 +315,11 @@ class StoreClosed(AegisStoreError):
 class ReadOnlyStore(AegisStoreError):
     """A write to a store that was opened read-only, or that this process may not write."""
 
-    def __init__(self, *, store: str) -> None:
+    def __init__(self, *, store: str, hint: str | None = None) -> None:
         self.store = store
         super().__init__(
             f"store {shown(store)} is read-only here",
-            hint="open it without read_only, as a user who may write it, its -wal and -shm files and its directory",
+            hint=hint or "open it without read_only, as a user who may write it, its -wal and -shm files and its directory",
         )
 
 

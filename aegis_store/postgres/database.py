@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, cast
 
 import psycopg
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy import event as sa_event
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -84,7 +84,7 @@ class PostgresDatabase:
         """One snapshot: everything read inside belongs to the same moment. Do not yield to a caller inside."""
         self.check_open()
         try:
-            with self.errors(), self._snapshots.connect() as connection, connection.begin():
+            with self.errors(), _transaction(self._snapshots) as connection:
                 yield connection
         except EventsTruncated:
             self.metrics.read_truncated()
@@ -94,7 +94,7 @@ class PostgresDatabase:
     def write(self) -> Iterator[Connection]:
         """One transaction, committed at the end, rolled back on any exception. Each statement sees what others committed."""
         self.check_writable()
-        with self.errors(), self._writers.connect() as connection, connection.begin():
+        with self.errors(), _transaction(self._writers) as connection:
             yield connection
         self._note_commit()
 
@@ -234,3 +234,20 @@ class _OneSnapshot:
     def read(self) -> Iterator[Connection]:
         with errors_of(self._server), self._connection.begin_nested():
             yield self._connection
+
+
+@contextmanager
+def _transaction(engine: Engine) -> Iterator[Connection]:
+    connection = engine.connect()
+    try:
+        connection.begin()
+        yield connection
+        connection.commit()
+    except BaseException as error:
+        if isinstance(error, Exception):
+            connection.rollback()
+        else:  # as by Ctrl-C: nobody knows what it is amid of
+            connection.invalidate()
+        raise
+    finally:
+        connection.close()

@@ -13,10 +13,13 @@ from aegis_store.server import Server
 from aegis_store.sqlite_errors import ConstraintRefused
 
 # By the classes and codes of PostgreSQL's appendix A.
-_BUSY: Final = ("55P03", "40001", "40P01", "57014")  # lock not available, serialization, deadlock, query canceled
+_BUSY: Final = ("55P03", "40001", "40P01")  # lock not available, serialization, deadlock
+_CANCELLED: Final = "57014"  # by an administrator, or by a statement_timeout
 _FULL: Final = ("53100", "53400")
+_NO_ROOM: Final = ("Disk quota exceeded", "File too large")  # which have no code of their own
 _CORRUPT: Final = ("XX001", "XX002")
 _READ_ONLY: Final = ("25006", "42501")  # a standby or read-only connection, insufficient privilege
+_HOW_TO_WRITE: Final = "write to the primary, without read_only, as a role that may insert and update there"
 _SCHEMA: Final = ("42P01", "42703", "42883")  # no such table, column, function
 
 # What a server that refuses a connection says; libpq hands on no code of it.
@@ -52,12 +55,14 @@ def translated(server: Server, error: Exception, *, waited_ms: int) -> AegisStor
         return ConstraintRefused(message)
     if state in _BUSY:
         return StoreBusy(store=store, waited_ms=waited_ms)
-    if state in _FULL:
+    if state == _CANCELLED:
+        return StoreBusy(store=store, waited_ms=waited_ms, detail=f"has done nothing ({message}): try again")
+    if state in _FULL or any(text in message for text in _NO_ROOM):
         return StoreFull(store=store, detail=message)
     if state in _CORRUPT:
         return StoreCorrupt(store=store, detail=message, hint="restore a backup of the server")
     if state in _READ_ONLY:
-        return ReadOnlyStore(store=store)
+        return ReadOnlyStore(store=store, hint=_HOW_TO_WRITE)
     if state in _SCHEMA:
         detail = f"{message}: its schema is not the one that this library made, or is not in the search_path"
         return StoreUnavailable(store=store, detail=detail)

@@ -140,12 +140,16 @@ BEGIN
 END $$;
 
 -- The highest position up to which every transaction has ended. What is asked of it must look at events later, in another
--- snapshot: then it sees all of them.
+-- snapshot: then it sees all of them. A standby knows nothing of the primary's locks.
 CREATE FUNCTION aegis_settled_position() RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
   given bigint := (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM event_position);  -- before the locks
   below bigint;
 BEGIN
+  IF pg_is_in_recovery() THEN
+    RAISE EXCEPTION 'aegis: ask the primary: a standby does not know which events may still come before those that it has'
+      USING ERRCODE = 'feature_not_supported';
+  END IF;
   SELECT min(((classid::bigint & 65535) << 32) | objid::bigint) INTO below FROM pg_locks
   WHERE locktype = 'advisory' AND objsubid = 1 AND classid::bigint >> 16 = 16709
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database());
