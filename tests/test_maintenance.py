@@ -832,7 +832,7 @@ def test_a_maintenance_that_slept_past_its_lease_finds_out_and_removes_nothing_m
     assert (run.outcome, run.events) == ("overtaken", SLICE)
 
 
-def maintain_and_note(line: Connection, path: Path, notes: Path, number: int) -> None:
+def maintain_and_note(line: Connection, path: Path | str, notes: Path, number: int) -> None:
     """Make work and maintain the store; note who is at work in each slice, inside of its transaction."""
     patch = pytest.MonkeyPatch()
     patch.setattr(truncate, "PRUNE_SLICE_EVENTS", 2)
@@ -881,13 +881,9 @@ def wait_until(true: Callable[[], bool]) -> None:
         threading.Event().wait(0.01)
 
 
-@pytest.fixture(scope="module")
-def maintained(context: ForkServerContext, template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A store that several processes have maintained all at once until each had had turns, and who did the slices in turn."""
-    directory = tmp_path_factory.mktemp("maintained")
-    path, notes = directory / "aegis.db", directory / "notes"
-    shutil.copyfile(template, path)
-    helpers = [Helper(context, maintain_and_note, path, notes, number) for number in range(WORKERS)]
+def maintained_by_several(context: ForkServerContext, target: Path | str, notes: Path) -> list[str]:
+    """Processes maintain the store all at once until each has had turns. Who did the slices, one after the other."""
+    helpers = [Helper(context, maintain_and_note, target, notes, number) for number in range(WORKERS)]
     try:
         for helper in helpers:
             helper.hear("ready")
@@ -895,7 +891,7 @@ def maintained(context: ForkServerContext, template: Path, tmp_path_factory: pyt
         for helper in helpers:
             helper.line.send("stop working")
             helper.hear("no more work")
-        with EventStore.open(path, prune_on_open=False, maintain_every=None) as store:
+        with EventStore.open(target, prune_on_open=False, maintain_every=None) as store:
             wait_until(lambda: not store.stats().events)
         for helper in helpers:
             helper.line.send("close")
@@ -903,7 +899,18 @@ def maintained(context: ForkServerContext, template: Path, tmp_path_factory: pyt
     finally:
         for helper in helpers:
             helper.end()
-    return path, notes.read_text().splitlines()
+    return notes.read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def maintained(context: ForkServerContext, template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A store that several processes have maintained, and who did the slices in turn."""
+    directory = tmp_path_factory.mktemp("maintained")
+    path = directory / "aegis.db"
+    shutil.copyfile(template, path)
+    notes = maintained_by_several(context, path, directory / "notes")
+    assert_sound(path)
+    return path, notes
 
 
 def test_of_several_processes_one_at_a_time_maintains_the_store(maintained: tuple[Path, list[str]]) -> None:
@@ -915,7 +922,6 @@ def test_of_several_processes_one_at_a_time_maintains_the_store(maintained: tupl
 
 def test_the_runs_of_several_processes_do_not_overlap_and_count_every_event_once(maintained: tuple[Path, list[str]]) -> None:
     path, _ = maintained
-    assert_sound(path)
     with EventStore.open(path, prune_on_open=False, maintain_every=None) as store:
         removed_events = store.stats().removed_events
         runs = store.prune_history(limit=1000)[::-1]

@@ -63,15 +63,17 @@ def translated(server: Server, error: Exception, *, waited_ms: int) -> AegisStor
         return StoreCorrupt(store=store, detail=message, hint="restore a backup of the server")
     if state in _READ_ONLY:
         return ReadOnlyStore(store=store, hint=_HOW_TO_WRITE)
+    return StoreUnavailable(store=store, detail=_why_unavailable(state, message))
+
+
+def _why_unavailable(state: str, message: str) -> str:
     if state in _SCHEMA:
-        detail = f"{message}: its schema is not the one that this library made, or is not in the search_path"
-        return StoreUnavailable(store=store, detail=detail)
+        return f"{message}: its schema is not the one that this library made, or is not in the search_path"
     if state and not state.startswith(("08", "57P", "53")):
-        return StoreUnavailable(store=store, detail=f"PostgreSQL answered {state}: {message}")
+        return f"PostgreSQL answered {state}: {message}"
     if any(words in message for words in _REFUSED):
-        return StoreUnavailable(store=store, detail=f"{message}: check the user, the password and the database of the URL")
-    detail = f"no connection ({message}): try again; an append is safe to repeat with its event_id"
-    return StoreUnavailable(store=store, detail=detail)
+        return f"{message}: check the user, the password and the database of the URL"
+    return f"no connection ({message}): try again; an append is safe to repeat with its event_id"
 
 
 def _one_line(server: Server, error: Exception) -> str:

@@ -258,11 +258,19 @@ END $$;
 CREATE TRIGGER session_truncates AFTER UPDATE OF first_seq ON session FOR EACH ROW
   WHEN (NEW.first_seq > OLD.first_seq) EXECUTE FUNCTION aegis_session_truncates();
 
+-- In the store's row, what was removed of a session last.
+CREATE FUNCTION aegis_keep_removal(gone session) RETURNS void LANGUAGE sql AS $$
+  UPDATE store SET
+    removed_position = gone.removed_position, removed_at = gone.removed_at, removed_reason = gone.removed_reason
+  WHERE id = 1 AND removed_position < gone.removed_position
+$$;
+
 CREATE FUNCTION aegis_session_is_buried() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   INSERT INTO tombstone (session_id, tenant, owner, last_seq, total_bytes, removed_at, removed_reason)
   VALUES (OLD.session_id, NEW.tenant, NEW.owner, NEW.last_seq, NEW.total_bytes, NEW.removed_at, NEW.removed_reason);
   PERFORM aegis_wake_followers();
+  PERFORM aegis_keep_removal(OLD);  -- of which the row does not tell any more: it tells of its deletion
   RETURN NULL;
 END $$;
 CREATE TRIGGER session_is_buried AFTER UPDATE OF session_id ON session FOR EACH ROW
@@ -335,8 +343,7 @@ CREATE TRIGGER session_guards_delete BEFORE DELETE ON session FOR EACH ROW
   EXECUTE FUNCTION aegis_refuse('to delete a session, set its session_id to NULL, then raise its first_seq to last_seq + 1');
 CREATE FUNCTION aegis_session_leaves() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-  UPDATE store SET removed_position = OLD.removed_position, removed_at = OLD.removed_at, removed_reason = OLD.removed_reason
-  WHERE id = 1 AND removed_position < OLD.removed_position;
+  PERFORM aegis_keep_removal(OLD);
   RETURN NULL;
 END $$;
 CREATE TRIGGER session_leaves AFTER DELETE ON session FOR EACH ROW EXECUTE FUNCTION aegis_session_leaves();
@@ -394,12 +401,12 @@ CREATE TRIGGER identity_guards_update BEFORE UPDATE OR DELETE OR TRUNCATE ON ide
 
 -- The removal with the highest position. On SQLite the store's row says it; here that would be one row that all appends at a
 -- cap wait for. So each session has its own, and an index of blocks, which an append seldom changes, leads to the last of them;
--- the store's row has that of the sessions whose rows are gone.
+-- the store's row has what those of deleted sessions said.
 CREATE VIEW removal AS SELECT position, removed_at, removed_reason FROM (
-  SELECT removed_position AS position, removed_at, removed_reason FROM session
+  SELECT removed_position AS position, removed_at, removed_reason, id FROM session
   WHERE removed_block > 0 AND removed_block = (SELECT max(removed_block) FROM session WHERE removed_block > 0)
-  UNION ALL SELECT removed_position, removed_at, removed_reason FROM store
-) AS each_one ORDER BY position DESC LIMIT 1;
+  UNION ALL SELECT removed_position, removed_at, removed_reason, NULL FROM store
+) AS each_one ORDER BY position DESC, id NULLS FIRST LIMIT 1;
 
 -- Views for a plain SQL shell
 

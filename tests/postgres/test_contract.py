@@ -15,7 +15,7 @@ from tests.test_read import mixed as mixed
 from tests.test_read import woven as woven
 from tests.test_verify import filled as filled
 
-_ASKS_SQLITE = ("statements_of", "query_plans", "vm_steps", "steps_of", "._db", ".maintain_every")
+_ASKS_SQLITE = ("statements_of", "query_plans", "removals(store", "vm_steps", "steps_of", "._db", ".maintain_every")
 _ASKS_A_FILE = ("path.", "(path)", "held(", "compact(", "Spool", "run(", "crowded")
 _FIXTURES_OF_SQLITE = {"shell", "path", "tmp_path", "large_store", "large", "monkeypatch", "template"}
 

@@ -1,0 +1,8 @@
+"""What tests/test_budget.py says, on PostgreSQL."""
+
+from tests import test_budget
+from tests.postgres.test_contract import contract
+from tests.test_budget import store as store
+from tests.test_budget import unhurried as unhurried
+
+globals().update(contract(test_budget, files=True))
