@@ -61,9 +61,7 @@ class Postgres:
 
     def emptied(self) -> str:
         """The URL of a store that is as new, the same each time: 20 times as fast as a database of one's own."""
-        with connect(self.url_of(self._store)) as connection:
-            for statement in _EMPTYING:
-                connection.execute(statement.encode())
+        empty(self.url_of(self._store))
         return self.url_of(self._store)
 
     def close(self) -> None:
@@ -78,6 +76,13 @@ def connect(url: URL | str) -> "psycopg.Connection[tuple[object, ...]]":
     """A plain connection, as any writer may have it: autocommit, and nothing set."""
     plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     return psycopg.connect(plain, autocommit=True)
+
+
+def empty(url: str) -> None:
+    """Make the store there as new."""
+    with connect(url) as connection:
+        for statement in _EMPTYING:
+            connection.execute(statement.encode())
 
 
 def need_wheel() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from aegis_store import (
     EventStore,
@@ -153,10 +154,8 @@ def test_a_network_that_is_cut_is_told_and_the_next_call_connects_again(filled: 
 
 def test_a_role_that_has_too_many_connections_is_told_so(postgres_url: str, shell: Shell) -> None:
     shell.execute("DROP ROLE IF EXISTS crowd")
-    shell.execute("CREATE ROLE crowd SUPERUSER LOGIN")
-    shell.execute("ALTER ROLE crowd NOSUPERUSER CONNECTION LIMIT 0")
-    url = psycopg.conninfo.conninfo_to_dict(shell.info.dsn)
-    named = f"postgresql+psycopg://crowd@/{shell.info.dbname}?host={url.get('host', '')}"
+    shell.execute("CREATE ROLE crowd LOGIN PASSWORD 'secret' CONNECTION LIMIT 0")
+    named = make_url(postgres_url).set(username="crowd", password="secret").render_as_string(hide_password=False)
     with pytest.raises(StoreUnavailable, match="too many connections for role"):
         EventStore.open(named)
     shell.execute("DROP ROLE crowd")

@@ -210,7 +210,8 @@ def test_an_append_changes_the_row_of_its_session_in_place(shell: Shell) -> None
     shell.execute("SELECT pg_stat_force_next_flush()")
     after = shell.execute(sql).fetchone() or (0, 0)
     changed, in_place = after[0] - before[0], after[1] - before[1]
-    assert (changed, in_place) == (200, pytest.approx(200, abs=2))
+    assert changed == 200
+    assert in_place > 180  # not where the page is full of rows that somebody may still see
 
 
 def test_four_writers_at_once_keep_counter_and_cap_exact(postgres_url: str, shell: Shell) -> None:
