@@ -66,6 +66,7 @@ def revision(target: Target) -> str:
         )
     if not os.access(target.path, os.R_OK):
         raise StoreUnavailable(store=str(target), detail="permission denied")
+    _refuse_foreign_side_files(target)
     return _revision_seen(target)
 
 
@@ -85,6 +86,24 @@ def has_other_names(target: Target) -> bool:
         if len(drafts) >= status.st_nlink - 1:
             return False
     return True
+
+
+def _refuse_foreign_side_files(target: Target) -> None:
+    """SQLite would write into whatever file has such a name as well, and wait for ever for the other end of a pipe."""
+    for suffix in ("-wal", "-shm", "-journal"):
+        file = target.side_file(suffix)
+        try:
+            status = file.lstat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StoreUnavailable(store=str(target), detail=f"its {suffix} file: {error.strerror}") from None
+        if not stat.S_ISREG(status.st_mode):
+            detail = f"{file.name}, beside it, is a link, directory or pipe: move it away"
+            raise StoreUnavailable(store=str(target), detail=detail)
+        if status.st_nlink > 1:
+            detail = f"its {suffix} file has another name (a hard link), and what lies there would change with it: remove that"
+            raise StoreUnavailable(store=str(target), detail=detail)
 
 
 def wal_is_live(target: Target) -> bool:

@@ -1,0 +1,238 @@
+"""Every file that is made is its owner's alone, and what somebody else has put at its name is neither followed nor replaced."""
+
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from aegis_store import AegisStoreError, EventStore, session_ids
+from aegis_store.spool import Received, Spool
+from aegis_store.target import Target
+
+FOREIGN = "what somebody else has written"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory for what is made: `tmp_path` holds the store of the test already."""
+    made = tmp_path / "place"
+    made.mkdir(mode=0o700)
+    return made
+
+
+@pytest.fixture
+def no_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def received(content: bytes = b'{"session_id": "s", "hook_event_name": "x"}', event_id: str = "e") -> Received:
+    return Received(
+        content=content,
+        event_id=event_id,
+        received_at=datetime.now(UTC),
+        session_field="session_id",
+        type_field="hook_event_name",
+        tenant="default",
+        owner="default",
+    )
+
+
+def make_store(place: Path) -> Path:
+    EventStore.open(place / "made.db").close()
+    return place / "made.db"
+
+
+def make_below_missing_directories(place: Path) -> Path:
+    EventStore.open(place / "a" / "b" / "made.db").close()
+    return place / "a" / "b" / "made.db"
+
+
+def filled(place: Path) -> EventStore:
+    store = EventStore.open(place.parent / "aegis.db", durability="process")
+    store.ensure_session("s")
+    store.append("s", "t", {"secret": 1})
+    return store
+
+
+def make_backup(place: Path) -> Path:
+    with filled(place) as store:
+        store.backup(place / "made.db")
+    return place / "made.db"
+
+
+def make_restored(place: Path) -> Path:
+    with filled(place) as store:
+        store.backup(place.parent / "backup.db")
+    EventStore.restore(place.parent / "backup.db", place / "made.db")
+    return place / "made.db"
+
+
+def make_export(place: Path) -> Path:
+    with filled(place) as store:
+        store.export(place / "made.jsonl")
+    return place / "made.jsonl"
+
+
+def make_page(place: Path) -> Path:
+    from aegis_store.cli import page
+
+    page.write(place / "made.html", "title", [])
+    return place / "made.html"
+
+
+def make_rest(place: Path) -> Path:
+    state = place.parent / "state.json"
+    state.write_text('{"version": 1, "sessions": [], "events": [], "actions": ["secret"]}')
+    with filled(place) as store:
+        store.import_aegis(state, rest=place / "made.json")
+    return place / "made.json"
+
+
+def make_archive(place: Path) -> None:
+    with filled(place) as store:
+        store.set_status("s", "completed")
+        store.prune(archive_dir=place / "archive" / "of" / "all")
+
+
+def make_spooled(place: Path) -> None:
+    spool = Spool(Target.of(place / "made.db"))
+    spool.add(received())
+    spool.add(received(event_id="f"), rejected=True)
+    lock = spool.lock()
+    lock.close()
+
+
+def make_compact(place: Path) -> None:
+    EventStore.compact(make_store(place))
+
+
+FILES: dict[str, Callable[[Path], Path]] = {
+    "a store": make_store,
+    "a backup": make_backup,
+    "a restored store": make_restored,
+    "an export": make_export,
+    "a page": make_page,
+    "the rest of a state file": make_rest,
+}
+MADE: dict[str, Callable[[Path], object]] = {
+    **FILES,
+    "directories of a store": make_below_missing_directories,
+    "an archive": make_archive,
+    "a spool": make_spooled,
+    "a compact store": make_compact,
+}
+
+
+def seen_while(directory: Path, act: Callable[[], object]) -> dict[str, int]:
+    """The modes of all that was in there at any moment at which somebody else could look."""
+    seen: dict[str, int] = {}
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            note()
+
+    def note() -> None:
+        for found in directory.rglob("*"):
+            try:
+                seen[str(found.relative_to(directory))] = seen.get(str(found.relative_to(directory)), 0) | found.lstat().st_mode
+            except FileNotFoundError:
+                continue
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        act()
+    finally:
+        done.set()
+        watcher.join()
+    note()
+    return seen
+
+
+@pytest.mark.parametrize("what", MADE)
+@pytest.mark.usefixtures("no_umask", "path")
+def test_with_a_umask_of_0_nothing_that_is_made_is_anyone_elses_at_any_moment(place: Path, what: str) -> None:
+    seen = seen_while(place, lambda: MADE[what](place))
+    assert seen
+    assert {name: oct(stat.S_IMODE(mode)) for name, mode in seen.items() if mode & 0o077} == {}
+
+
+@pytest.mark.parametrize("kind", ["a link", "a dangling link", "a hard link", "a file", "a pipe", "a directory"])
+@pytest.mark.parametrize("what", [name for name in FILES if name != "a store"])
+@pytest.mark.usefixtures("path")
+def test_what_stands_at_the_name_is_neither_followed_nor_replaced(place: Path, tmp_path: Path, what: str, kind: str) -> None:
+    name = FILES[what](place).name
+    (place / name).unlink()
+    foreign = tmp_path / "foreign"
+    foreign.write_text(FOREIGN)
+    plant(kind, place / name, foreign)
+    with pytest.raises(AegisStoreError, match="stands already"):
+        FILES[what](place)
+    assert foreign.read_text() == FOREIGN
+    assert not (tmp_path / "nowhere").exists()
+    assert [each.name for each in place.iterdir()] == [name]
+
+
+def plant(kind: str, at: Path, foreign: Path) -> None:
+    match kind:
+        case "a link":
+            at.symlink_to(foreign)
+        case "a dangling link":
+            at.symlink_to(foreign.with_name("nowhere"))
+        case "a hard link":
+            at.hardlink_to(foreign)
+        case "a file":
+            at.write_text(FOREIGN)
+        case "a pipe":
+            os.mkfifo(at)
+        case _:
+            at.mkdir()
+
+
+@pytest.mark.parametrize("kind", ["a link", "a dangling link", "a hard link"])
+@pytest.mark.parametrize("what", ["an export", "a page", "the rest of a state file"])
+@pytest.mark.usefixtures("path")
+def test_what_stands_at_the_name_of_the_draft_is_neither_followed_nor_replaced(
+    place: Path, tmp_path: Path, what: str, kind: str
+) -> None:
+    name = FILES[what](place).name
+    (place / name).unlink()
+    foreign = tmp_path / "foreign"
+    foreign.write_text(FOREIGN)
+    plant(kind, place / f"{name}.tmp", foreign)
+    with pytest.raises(AegisStoreError, match=r"\.tmp' stands already"):
+        FILES[what](place)
+    assert foreign.read_text() == FOREIGN
+    assert not (tmp_path / "nowhere").exists()
+    assert [each.name for each in place.iterdir()] == [f"{name}.tmp"]
+
+
+@pytest.mark.parametrize("kind", ["a link", "a dangling link", "a hard link", "a pipe", "a directory"])
+@pytest.mark.parametrize("suffix", ["-lock", "-wal", "-shm", "-journal"])
+def test_what_stands_at_the_name_of_a_side_file_is_left_as_it_is(path: Path, tmp_path: Path, suffix: str, kind: str) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.write_text(FOREIGN)
+    foreign.chmod(0o644)
+    plant(kind, path.with_name(path.name + suffix), foreign)
+    try:
+        with EventStore.open(path) as store:
+            store.create_session("s")
+            store.append("s", "t", 1)
+    except AegisStoreError:
+        assert suffix != "-lock"
+    assert foreign.read_text() == FOREIGN
+    assert stat.S_IMODE(foreign.stat().st_mode) == 0o644
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_tab_waits_for_no_pipe_at_the_name_of_the_log(path: Path) -> None:
+    os.mkfifo(path.with_name(f"{path.name}-wal"))
+    path.with_name(f"{path.name}-shm").touch()
+    assert session_ids.newest(path, "", 1) == []
