@@ -34,7 +34,8 @@ SELECT session_id FROM beginning ORDER BY updated_at DESC, session_id LIMIT :mos
 def newest(store: Path, prefix: str, most: int) -> list[str]:
     """Ids that begin with `prefix`, those of the sessions that changed last before the others; `most` at the most.
 
-    None if the store cannot be read as it stands: it is missing, somebody died at it, or a pipe stands for its log. Raises the driver's errors.
+    None if the store cannot be read as it stands: it is missing, somebody died at it, a pipe stands for its log. Raises the
+    driver's errors.
     """
     store = Path(os.path.realpath(store))
     log, index = (store.with_name(f"{store.name}{suffix}") for suffix in ("-wal", "-shm"))
