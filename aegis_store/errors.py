@@ -26,7 +26,7 @@
     └── ImportRejected                        a file to import is refused as a whole
 
 Each has fields, and a message that says what happened, which value (`what`), and what a program can do next (`hint`). Values
-appear in messages as `repr` writes them, shortened, so that no message carries a control character. Payloads never appear.
+appear in messages as `repr` writes them, shortened, and no message carries a control character. Payloads never appear.
 """
 
 from datetime import datetime
@@ -50,6 +50,13 @@ def shown_path(path: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"'…{text[-_SHOWN_CHARACTERS:]}"
 
 
+def printable(text: str) -> str:
+    """`text` with everything escaped that is not visible: control and escape characters, text direction, lone surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def plural(number: int, noun: str) -> str:
     """So many of them, as a sentence says it."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
@@ -62,9 +69,10 @@ class AegisStoreError(Exception):
     """
 
     def __init__(self, what: str, *, hint: str | None = None) -> None:
-        self.what = what
+        # What SQLite says of a file, or a reason that came with an import, may hold anything.
+        self.what = printable(what)
         self.hint = hint
-        super().__init__(f"{what}: {hint}" if hint else what)
+        super().__init__(f"{self.what}: {hint}" if hint else self.what)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Fields are keyword-only, which the default way of pickling an exception does not know.

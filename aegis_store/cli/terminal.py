@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from aegis_store.errors import plural as plural
+from aegis_store.errors import printable as printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,13 +17,6 @@ if TYPE_CHECKING:
 
 
 _WIDEST_CELL = 24
-
-
-def printable(text: str) -> str:
-    """`text` with everything escaped that is not visible: control and escape characters, text direction, lone surrogates."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def fitted(text: str, width: int) -> str:

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from aegis_store import append
 from aegis_store.checksum import content_sum
-from aegis_store.errors import InvalidInput, SessionNotFound, shown
-from aegis_store.events import UNLIMITED, Json, to_us
+from aegis_store.errors import InvalidInput, InvalidSession, SessionNotFound, shown
+from aegis_store.events import UNLIMITED, Json, checked_text, to_us
 from aegis_store.line_reader import EventLine, LinesReader, SessionLine
 from aegis_store.redaction import Redact
 from aegis_store.sessions import new_record
@@ -66,7 +66,7 @@ def _session_values(line: SessionLine, hold: bool) -> dict[str, Any]:
         metadata=fields["metadata"],
         max_events=UNLIMITED if cap == UNLIMITED.value else cap,
     )
-    is_terminal = values["ended_at"] is not None
+    is_terminal, reason = values["ended_at"] is not None, fields["removed_reason"]
     for name in ("created_at", "updated_at"):
         values[name] = _us(fields, name)
     for name in ("ended_at", "last_event_at", "removed_at"):
@@ -75,7 +75,7 @@ def _session_values(line: SessionLine, hold: bool) -> dict[str, Any]:
         raise Refused(f"status {values['status']} with ended_at {shown(fields['ended_at'])} cannot be")
     return values | {
         "hold": int(hold or fields["hold"]),
-        "removed_reason": _reason(fields["removed_reason"]),
+        "removed_reason": None if reason is None else checked_text("removed_reason", reason, InvalidSession),
         "first_seq": line.first_seq,
         "last_seq": line.first_seq - 1,
         "total_bytes": line.removed_bytes,
@@ -89,17 +89,6 @@ def _us(fields: Mapping[str, Json], name: str) -> int:
         return to_us(moment_of(fields[name]))
     except ValueError as error:
         raise Refused(f"{name} {error}, not {shown(fields[name])}") from None
-
-
-def _reason(value: Json) -> str | None:
-    if value is None:
-        return None
-    try:
-        if isinstance(value, str) and value.encode() and "\0" not in value:  # U+0000 is what PostgreSQL does not take
-            return value
-    except UnicodeEncodeError:  # a lone surrogate, which no database takes
-        pass
-    raise Refused(f"removed_reason must be text or null, not {shown(value)}")
 
 
 def _prepared(line: EventLine, redact: Redact | None) -> append.Prepared:

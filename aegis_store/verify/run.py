@@ -7,7 +7,7 @@ from typing import Final
 from sqlalchemy import Connection, func, select
 
 from aegis_store.any_database import Readable
-from aegis_store.errors import StoreCorrupt, shown
+from aegis_store.errors import StoreCorrupt, printable, shown
 from aegis_store.schema import session
 from aegis_store.settings import MAX_PROBLEMS
 from aegis_store.verify import content, server_structure
@@ -101,7 +101,8 @@ class _Found:
 
     def add(self, problems: list[Problem]) -> None:
         room = MAX_PROBLEMS - len(self.problems)
-        self.problems += problems[:room]
+        # Names and messages of a schema that somebody has changed may hold anything.
+        self.problems += [problem._replace(detail=printable(problem.detail)) for problem in problems[:room]]
         self.more += len(problems[room:])
 
 
