@@ -22,7 +22,9 @@ def inspect(
     watch: Annotated[bool, typer.Option("--watch", help="Look again every 2 seconds, until Ctrl-C.")] = False,
     every_s: Annotated[
         float | None,
-        typer.Option("--every", metavar="SECONDS", min=_SHORTEST_S, help="With --watch: so often.", show_default=False),
+        typer.Option(
+            "--every", metavar="SECONDS", min=_SHORTEST_S, max=86_400, help="With --watch: so often.", show_default=False
+        ),
     ] = None,
     html: Annotated[
         Path | None,

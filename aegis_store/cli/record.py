@@ -36,7 +36,11 @@ def record(
     busy_timeout: Annotated[
         float | None,
         typer.Option(
-            min=0, metavar="SECONDS", help="How long to wait for other writers: 10, or 1 with --lenient.", show_default=False
+            min=0,
+            max=3600,
+            metavar="SECONDS",
+            help="How long to wait for other writers: 10, or 1 with --lenient.",
+            show_default=False,
         ),
     ] = None,
     redact: RedactBy = None,

@@ -50,7 +50,9 @@ def show(context: typer.Context, db: Db = None, as_json: AsJson = False) -> None
 @app.command()
 def flush(
     context: typer.Context,
-    busy_timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for other writers.")] = 10,
+    busy_timeout: Annotated[
+        float, typer.Option(min=0, max=3600, metavar="SECONDS", help="How long to wait for other writers.")
+    ] = 10,
     redact: RedactBy = None,
     db: Db = None,
     as_json: AsJson = False,
