@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Self
 from aegis_store import payload as payloads
 from aegis_store.errors import ImportRejected, shown
 from aegis_store.events import Json
+from aegis_store.json_problem import said_of
 from aegis_store.lines import FORMAT, MAX_LINE_BYTES, MAX_SEQ, VERSION
 from aegis_store.packing import Damaged, unpacked
 from aegis_store.target import is_open_here
@@ -162,7 +163,7 @@ class LinesReader:
         try:
             kind, fields, payload_text = _parsed_line(text)
         except (ValueError, RecursionError) as error:
-            raise self.rejected(str(error) if isinstance(error, ValueError) else "it is nested too deeply") from None
+            raise self.rejected(said_of(error) if isinstance(error, ValueError) else "it is nested too deeply") from None
         missing, unknown = sorted(_FIELDS[kind] - fields.keys()), sorted(fields.keys() - _FIELDS[kind])
         if missing or unknown:
             problem = f"has no {missing[0]}" if missing else f"has an unknown field, {shown(unknown[0])}"

@@ -190,5 +190,8 @@ RECORD_STDIN_S: Final = 5.0
 # What a hook sends is read up to here. The store takes 16 MiB at the most; what is larger is set aside, as far as it goes.
 MAX_HOOK_BYTES: Final = 64 * 1024 * 1024
 
+# What `append` takes from a file or from stdin: it is held in memory, since all of it is one transaction.
+MAX_APPENDED_BYTES: Final = 256 * 1024 * 1024
+
 # A backup copies so many pages (4 MiB) at a time and syncs them, so that the fsync of a writer never waits for more.
 BACKUP_PAGES: Final = 512

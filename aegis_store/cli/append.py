@@ -5,7 +5,7 @@ import sys
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -113,15 +113,32 @@ def _content(payload: str | None, file: Path | None) -> bytes:
     if payload is not None:
         return payload.encode(errors="surrogateescape")  # the bytes that were typed
     if file is not None:
-        return file.read_bytes()
-    return sys.stdin.buffer.read() if sys.stdin else b""
+        with file.open("rb") as opened:
+            return _read(opened, str(file))
+    return _read(sys.stdin.buffer, "stdin") if sys.stdin else b""
+
+
+def _read(stream: BinaryIO, where: str) -> bytes:
+    from aegis_store.settings import MAX_APPENDED_BYTES
+
+    return _bounded(stream.read(MAX_APPENDED_BYTES + 1), where, MAX_APPENDED_BYTES)
+
+
+def _bounded(content: bytes, where: str, most_bytes: int) -> bytes:
+    from aegis_store.errors import InvalidInput
+
+    if len(content) > most_bytes:
+        raise InvalidInput(f"{where} is longer than {most_bytes:,} bytes, the most that is read at once: give it in parts")
+    return content
 
 
 def _decoded(content: bytes, where: str) -> "Json":
     from aegis_store import payload as payloads
     from aegis_store.errors import InvalidInput
     from aegis_store.json_problem import said_of
+    from aegis_store.settings import MAX_HOOK_BYTES
 
+    _bounded(content, where, MAX_HOOK_BYTES)  # decoded, it takes twenty times the memory
     try:
         return payloads.decode(content.decode("utf-8-sig"))
     except UnicodeDecodeError:

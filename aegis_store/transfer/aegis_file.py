@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from aegis_store.errors import ImportRejected, shown
 from aegis_store.events import Json
+from aegis_store.json_problem import said_of
 from aegis_store.target import is_open_here
 from aegis_store.transfer.json_text import JsonText
 from aegis_store.transfer.rest import Rest, rest_file
@@ -109,8 +110,10 @@ class _Reader:
                 self._read_top(JsonText(gzip.GzipFile(fileobj=content) if is_gzip else content))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise self._rejected(f"the gzip data is cut off or damaged: {error}") from None
-        except (ValueError, RecursionError) as error:
-            raise self._rejected(f"it is not well-formed JSON: {error}") from None
+        except RecursionError:
+            raise self._rejected("it is nested too deeply") from None
+        except ValueError as error:
+            raise self._rejected(f"it is not well-formed JSON: {said_of(error)}") from None
         except OSError as error:
             raise self._rejected(f"it cannot be read: {error.strerror}") from None
         return self.not_taken

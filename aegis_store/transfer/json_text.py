@@ -7,6 +7,7 @@ were not to be had for this: ijson's C backend reads a lone surrogate as "?" wit
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
@@ -16,6 +17,7 @@ from aegis_store.events import Json
 
 _CHUNK_BYTES: Final = 64 * 1024
 _MAX_ITEM_CHARACTERS: Final = 20 * 1024 * 1024  # the largest payload of a store, and some
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
 _LONGEST_TOKEN_END: Final = 64  # an error so close to the end of what was read may come from its being cut there
 
 
@@ -78,8 +80,7 @@ class JsonText:
     def peek(self) -> str:
         """The next character that is not white space; "" at the end."""
         while True:
-            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
-                self._at += 1
+            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]  # it matches nothing as well
             if self._at < len(self._text):
                 return self._text[self._at]
             if not self._read_on():

@@ -1,0 +1,127 @@
+"""Small inputs that would become huge: bounded memory, an end, and an error that says what is the matter.
+
+Each runs in a process of its own that may have so much memory and time; without the bound it dies of MemoryError, or is killed.
+"""
+
+import gzip
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from _pytest.mark import ParameterSet
+
+_MIB = 1024 * 1024
+_MEMORY_BYTES = 512 * _MIB  # less than what these unpack to; 70 of it is the process itself
+_FOR_DECODED_BYTES = 1536 * _MIB  # small lists take 24 times the room of their text, and a line has up to 20 MiB
+_TIME_S = 20
+
+HEADER = b'{"format":"aegis-store","version":1,"written_at":"2026-11-26T00:00:00+00:00","policy":null}\n'
+HOOK = b'{"session_id": "s", "hook_event_name": "t", "x": '
+STATE = b'{"version": 1, "sessions": [], "events": ['
+
+Bomb = tuple[bytes, bytes, int] | tuple[bytes, bytes, int, bytes]
+
+
+def run_limited(
+    directory: Path, *arguments: str, stdin: Path | None = None, memory_bytes: int = _MEMORY_BYTES
+) -> "subprocess.CompletedProcess[str]":
+    def limits() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        resource.setrlimit(resource.RLIMIT_CPU, (_TIME_S, _TIME_S))
+
+    with open(stdin or "/dev/null", "rb") as given:
+        return subprocess.run(
+            [sys.executable, "-c", "from aegis_store.cli import main; main()", *arguments],
+            cwd=directory,
+            stdin=given,
+            capture_output=True,
+            text=True,
+            preexec_fn=limits,
+            timeout=2 * _TIME_S,
+        )
+
+
+def bomb(file: Path, start: bytes, piece: bytes, mib: int, end: bytes = b"") -> None:
+    """So many MiB of the same, between a start and an end, packed."""
+    block = gzip.compress(piece * (_MIB // len(piece)), compresslevel=9)
+    file.write_bytes(gzip.compress(start) + block * mib + gzip.compress(end))
+    assert file.stat().st_size < 2 * _MIB
+
+
+def needs(piece: bytes) -> int:
+    return _FOR_DECODED_BYTES if piece == b"[]," else _MEMORY_BYTES
+
+
+def _long(what: str, longest: str) -> ParameterSet:
+    return pytest.param(what, marks=[pytest.mark.torture] if what == longest else [])
+
+
+LINES: dict[str, tuple[Bomb, str]] = {
+    "a first line without end": ((b"", b" ", 600), "the line is longer than 20,971,520 bytes (line 1)"),
+    "white space without end": ((HEADER, b" " * 1023 + b"\n", 100), "neither a session nor an event"),
+    "a number without end": ((HEADER + b'{"event":{"seq":', b"9", 19), "a whole number has over 4,300 digits"),
+    "lists without end": ((HEADER + b'{"event":{"payload":', b"[", 19), "it is nested too deeply"),
+    "objects without end": ((HEADER + b'{"event":{"payload":', b'{"a":', 19), "it is nested too deeply"),
+    "small lists without end": ((HEADER + b'{"event":{"payload":[', b"[],", 19, b"1]}}\n"), "has no event_id"),
+    "names without end": ((HEADER + b'{"event":{', b'"a":1,', 19), "'a' stands twice"),
+}
+
+
+@pytest.mark.parametrize("what", [_long(what, "small lists without end") for what in LINES])
+def test_a_file_of_lines_that_unpacks_to(tmp_path: Path, what: str) -> None:
+    made, told = LINES[what]
+    bomb(tmp_path / "bomb.jsonl.gz", *made)
+    done = run_limited(tmp_path, "import", "bomb.jsonl.gz", memory_bytes=needs(made[1]))
+    assert (done.returncode, len(done.stderr.splitlines())) == (7, 1)
+    assert told in done.stderr
+    assert not (tmp_path / "aegis.db").exists()
+
+
+STATES: dict[str, tuple[Bomb, str]] = {
+    "white space without end": ((b"", b" ", 600), "it ends too early (at its start)"),
+    "a text without end": ((STATE + b'"', b"x", 600), "an item is longer than 20,971,520 characters"),
+    "a number without end": ((STATE, b"9", 600), "a whole number has over 4,300 digits"),
+    "a float without end": ((STATE + b"1.", b"9", 600), "an item is longer than 20,971,520 characters"),
+    "lists without end": ((STATE, b"[", 600), "it is nested too deeply"),
+    "objects without end": ((STATE, b'{"a":', 600), "it is nested too deeply"),
+    "a list without end in an item": ((STATE + b"[", b"[],", 600), "an item is longer than 20,971,520 characters"),
+    "parts without end": ((b"{", b'"a":1,', 600), "it stands twice"),
+}
+
+
+@pytest.mark.parametrize("what", [_long(what, "a list without end in an item") for what in STATES])
+def test_a_state_file_that_unpacks_to(tmp_path: Path, what: str) -> None:
+    made, told = STATES[what]
+    bomb(tmp_path / "bomb.json.gz", *made)
+    done = run_limited(tmp_path, "import-aegis", "bomb.json.gz", memory_bytes=needs(made[1]))
+    assert (done.returncode, len(done.stderr.splitlines())) == (7, 1)
+    assert told in done.stderr
+    assert not (tmp_path / "aegis.db").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", ["append s t --create", "append s t --create --jsonl", "append s t --create --file /dev/zero"]
+)
+def test_an_input_without_end_is_not_read_without_end(tmp_path: Path, arguments: str) -> None:
+    done = run_limited(tmp_path, *arguments.split(), stdin=Path("/dev/zero"), memory_bytes=_FOR_DECODED_BYTES)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "is longer than 268,435,456 bytes" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (HOOK + b"9" * 30_000_000 + b"}", "a whole number has over 4,300 digits"),
+        (HOOK + b"[" * 30_000_000, "is nested too deeply"),
+        (HOOK + b"[" + b"[]," * 9_000_000 + b"1]}", "over the limit of"),
+    ],
+    ids=["a long number", "depth", "small lists"],
+)
+def test_a_hook_event_that_would_be_huge_is_set_aside(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "event.json").write_bytes(content)
+    done = run_limited(tmp_path, "record", "--lenient", stdin=tmp_path / "event.json", memory_bytes=_FOR_DECODED_BYTES)
+    assert (done.returncode, len(done.stderr.splitlines())) == (0, 1)
+    assert "an event was set aside" in done.stderr
+    assert told in done.stderr
