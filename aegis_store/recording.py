@@ -104,7 +104,9 @@ def flush(
     """
     spool, report = Spool(target), FlushReport()
     if theirs := spool.of_another_user():
-        raise FileUnavailable(file=str(theirs), detail="permission denied: run this as the user whose events wait there")
+        raise FileUnavailable(
+            file=str(theirs), detail="it is not this user's alone, or a link: run this as the user whose events wait there"
+        )
     if spool.waiting():
         with _opened(target, busy_timeout_ms, redact) as db:
             _bring_in(db, spool, report, on_progress=on_progress)

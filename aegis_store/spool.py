@@ -8,6 +8,9 @@ Where nothing can be written beside the store (the disk is full, no permission) 
 under a name made of the store's path; both places are looked at. A store on a server has that one alone, under a name made of
 its URL without the password. What can never come in (it is no JSON, too large, of another tenant) is moved to the directory
 `rejected` in there, with the reason, and stays until somebody looks at it.
+
+Files are moved and removed there, so a place that is a link, or not this user's alone, is left as it is: it may have been put
+there by whoever wants that to happen elsewhere, or wants events of his own to come in.
 """
 
 import base64
@@ -15,6 +18,7 @@ import binascii
 import errno
 import json
 import os
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -110,28 +114,27 @@ class Spool:
         problem: OSError | None = None
         for place in self.places:
             try:
-                return _put(place / "rejected" if rejected else place, _name(received), received.to_text())
+                return _put(_made(place) / "rejected" if rejected else place, _name(received), received.to_text())
             except OSError as error:
                 problem = problem or error
         raise problem or OSError("there is no place for it")
 
     def waiting(self) -> list[Path]:
         """The files of those that wait, in the order in which they were received. Not those that another user keeps."""
-        return sorted((file for place in self.places for file in _files(place)), key=lambda file: file.name)
+        return sorted((file for place in self._ours() for file in _files(place)), key=lambda file: file.name)
 
     def rejected(self) -> list[Path]:
         """The files of those that can never come in, likewise."""
-        return sorted((file for place in self.places for file in _files(place / "rejected")), key=lambda file: file.name)
+        return sorted((file for place in self._ours() for file in _files(place / "rejected")), key=lambda file: file.name)
 
     def of_another_user(self) -> Path | None:
-        """A place whose files this user may not read or remove, if there is one."""
-        return next(
-            (place for place in self.places if place.is_dir() and not os.access(place, os.R_OK | os.W_OK | os.X_OK)), None
-        )
+        """A place that is not this user's alone, or whose files he may not read or remove, if there is one."""
+        allowed = [place for place in self._ours() if os.access(place, os.R_OK | os.W_OK | os.X_OK)]
+        return next((place for place in self.places if place.is_dir() and place not in allowed), None)
 
     def lock(self) -> FileLock:
         """For who brings them in: two at once would do everything twice, if harmlessly. Close it."""
-        place = next((place for place in self.places if place.is_dir()), None)
+        place = next((place for place in self._ours() if place.is_dir()), None)
         return FileLock(place and place / "lock", mode=0o600)
 
     def remove(self, files: list[Path]) -> dict[Path, OSError]:
@@ -153,15 +156,17 @@ class Spool:
             kept = _put(file.parent / "rejected", file.name, _with_reason(received, reason).to_text())
             file.unlink(missing_ok=True)
             return kept
-        aside = file.parent / "rejected" / file.name
-        make_directories(aside.parent)
+        aside = _made(file.parent / "rejected") / file.name
         os.replace(file, aside)
         return aside
+
+    def _ours(self) -> list[Path]:
+        return [place for place in self.places if _is_ours(place)]
 
     def sweep(self) -> None:
         """Remove what processes left behind that were killed while they wrote, as far as it can be."""
         oldest_s = time.time() - ORPHAN_AGE_S
-        for place in self.places:
+        for place in self._ours():
             for directory in (place, place / "rejected"):
                 for draft in _files(directory, ".tmp"):
                     with suppress(OSError):  # gone, or another user's: it is in nobody's way
@@ -215,7 +220,29 @@ def _name(received: Received) -> str:
     return f"{to_us(received.received_at):020}-{received.event_id}{_SUFFIX}"
 
 
+def _is_ours(directory: Path) -> bool:
+    """Whether what stands there is a directory of this user alone, or nothing yet."""
+    try:
+        found = directory.lstat()
+    except OSError:
+        return True  # where it cannot be known, nothing can be done either
+    if not stat.S_ISDIR(found.st_mode):
+        return False
+    if not hasattr(os, "geteuid"):  # Windows, whose modes say nothing
+        return True
+    return os.geteuid() in (0, found.st_uid) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _made(directory: Path) -> Path:
+    make_directories(directory)
+    if not _is_ours(directory):
+        raise PermissionError(errno.EPERM, "it is a link, or not this user's alone", str(directory))
+    return directory
+
+
 def _files(directory: Path, suffix: str = _SUFFIX) -> list[Path]:
+    if not _is_ours(directory):
+        return []
     try:
         with os.scandir(directory) as entries:
             # Nothing but files of ours: to read a pipe would be to wait for ever, and what cannot be read holds up all others.
@@ -226,15 +253,11 @@ def _files(directory: Path, suffix: str = _SUFFIX) -> list[Path]:
             ]
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
-    except OSError as error:
-        if error.errno == errno.ELOOP:  # a link to itself: nothing is in there
-            return []
-        raise
 
 
 def _put(directory: Path, name: str, text: str) -> Path:
     """A file that is there whole and synced, or not at all; mode 0600."""
-    make_directories(directory)
+    _made(directory)
     draft, final = directory / f"{name}.{os.getpid()}.tmp", directory / name
     try:
         with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o600), "wb") as file:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aegis_store import AegisStoreError, EventStore, session_ids
+from aegis_store import AegisStoreError, EventStore, FileUnavailable, recording, session_ids
 from aegis_store.spool import Received, Spool
 from aegis_store.target import Target
 
@@ -236,3 +236,65 @@ def test_tab_waits_for_no_pipe_at_the_name_of_the_log(path: Path) -> None:
     os.mkfifo(path.with_name(f"{path.name}-wal"))
     path.with_name(f"{path.name}-shm").touch()
     assert session_ids.newest(path, "", 1) == []
+
+
+def content_of(directory: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+
+
+def foreign_directory(at: Path) -> None:
+    """One with files that a spool would take for its own: to be brought in, set aside, or left behind by the killed."""
+    (at / "rejected").mkdir(parents=True)
+    for name in ("package.json", "x.tmp", "rejected/y.json", "rejected/y.tmp"):
+        (at / name).write_text(received().to_text())
+        os.utime(at / name, (0, 0))
+
+
+@pytest.fixture(params=["a link", "one that all may write"])
+def foreign(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Path], None]:
+    """Puts a directory that is not this user's alone at a path."""
+
+    def put(at: Path) -> None:
+        if request.param == "a link":
+            foreign_directory(tmp_path / "foreign")
+            at.symlink_to(tmp_path / "foreign", target_is_directory=True)
+        else:
+            foreign_directory(at)
+            at.chmod(0o1777)
+
+    return put
+
+
+@pytest.fixture
+def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.mark.usefixtures("_state")
+def test_a_spool_that_is_not_this_users_alone_is_left_as_it_is(path: Path, foreign: Callable[[Path], None]) -> None:
+    place = Path(f"{path}-spool")
+    foreign(place)
+    before = content_of(place)
+    spool = Spool(Target.of(path))
+    spool.add(received(event_id="waited"))
+    spool.add(received(b"[]", event_id="rejected"), rejected=True)
+    recording.record(Target.of(path), received(event_id="now"), busy_timeout_ms=1000)
+    assert content_of(place) == before
+    assert (len(spool.waiting()), len(spool.rejected())) == (0, 1)
+    with EventStore.open(path) as store:
+        assert [event.event_id for event in store.read("s").events] == ["waited", "now"]
+    with pytest.raises(FileUnavailable, match="not this user's alone, or a link"):
+        recording.flush(Target.of(path), busy_timeout_ms=1000)
+
+
+@pytest.mark.usefixtures("_state")
+def test_nothing_is_set_aside_in_a_directory_that_is_not_this_users_alone(path: Path, foreign: Callable[[Path], None]) -> None:
+    spool = Spool(Target.of(path))
+    waits = [spool.add(received(b"[]", event_id="not an event")), spool.places[0] / "0.json"]
+    waits[1].write_text("not even a file of the spool")
+    place = spool.places[0] / "rejected"
+    foreign(place)
+    before = content_of(place)
+    report = recording.flush(Target.of(path), busy_timeout_ms=1000)
+    assert (content_of(place), sorted(report.stuck)) == (before, sorted(waits))
+    assert all("not this user's alone" in reason for reason in report.stuck.values())
