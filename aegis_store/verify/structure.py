@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import Connection, create_engine
@@ -56,6 +57,7 @@ def shape(connection: Any) -> Shape:
     }
 
 
+@cache
 def _shape_in_code() -> Shape:
     with closing(driver.dbapi.connect(":memory:", isolation_level=None)) as memory:
         engine = create_engine("sqlite://", module=driver.dbapi, creator=lambda: memory, poolclass=StaticPool)

@@ -20,7 +20,11 @@ from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+from unittest.mock import patch
+
+import typer
+from typer.main import get_command
 
 from aegis_store import AegisStoreError, EventStore, NewEvent, recording
 from aegis_store import payload as payloads
@@ -183,8 +187,6 @@ def places(data: bytes) -> None:
 
 def settings(data: bytes) -> None:
     """The words of the command line: sizes, durations, caps, times, hooks; and a policy in the header of a file."""
-    import typer
-
     from aegis_store.cli import append, policy
 
     text = text_of(data)
@@ -410,6 +412,12 @@ def appended_lines(data: bytes) -> None:
     _said_by("append", "s", "t", "--jsonl", "--json", stdin=data)
 
 
+@cache
+def _command(app: typer.Typer) -> Any:
+    """Made once: it takes ten times as long as most commands run."""
+    return get_command(app)
+
+
 def _said_by(*words: str, stdin: bytes = b"") -> tuple[int, str, str]:
     """Run a command in this very process, in a directory of its own; what it said, which must be clean."""
     from aegis_store.cli import exits
@@ -427,7 +435,7 @@ def _said_by(*words: str, stdin: bytes = b"") -> tuple[int, str, str]:
         os.environ |= {"COLUMNS": "80", "XDG_STATE_HOME": str(directory), "HOME": str(directory)}
         os.environ.pop("AEGIS_STORE_URL", None)
         sys.argv, sys.stdin = ["aegis-store", *words], io.TextIOWrapper(io.BytesIO(stdin))
-        with redirect_stdout(out), redirect_stderr(err):
+        with redirect_stdout(out), redirect_stderr(err), patch("typer.main.get_command", _command):
             code = exits._outcome()
     finally:
         os.chdir(back)
