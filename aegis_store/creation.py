@@ -71,8 +71,9 @@ def _sweep_orphans(target: Target) -> None:
     oldest = time.time() - ORPHAN_AGE_S
     with os.scandir(target.path.parent) as entries:
         for entry in entries:
-            # Another process may sweep too, or publish its draft just now: then there is nothing left to do.
-            with suppress(FileNotFoundError):
+            # Another process may sweep too, or publish its draft just now: then there is nothing left to do. What cannot be
+            # removed, another user's or a directory, is in nobody's way.
+            with suppress(OSError):
                 if gate.is_draft(target, entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
                     os.unlink(entry.path)
 

@@ -21,6 +21,7 @@ from aegis_store.settings import ARCHIVE_FILE_EVENTS, ORPHAN_AGE_S
 
 _LONGEST_NAME: Final = 80
 _SUFFIX: Final = ".jsonl.gz"  # gzip, which every machine can read without us, for as long as archives are kept
+_DRAFT: Final = re.compile(r"\d{8}T\d{6}\.\d{6}Z-.+-\d+-\d+\.jsonl\.gz\.tmp")  # the directory may hold what is not ours
 
 
 class Archive:
@@ -69,6 +70,6 @@ def _sweep(directory: Path) -> None:
     oldest = time.time() - ORPHAN_AGE_S
     with os.scandir(directory) as entries:
         for entry in entries:
-            with suppress(FileNotFoundError):  # another run sweeps too
-                if entry.name.endswith(f"{_SUFFIX}.tmp") and entry.stat(follow_symlinks=False).st_mtime < oldest:
+            with suppress(OSError):  # another run sweeps too; what is another user's, or a directory, is in nobody's way
+                if _DRAFT.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
                     os.unlink(entry.path)

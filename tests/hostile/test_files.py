@@ -298,3 +298,29 @@ def test_nothing_is_set_aside_in_a_directory_that_is_not_this_users_alone(path: 
     report = recording.flush(Target.of(path), busy_timeout_ms=1000)
     assert (content_of(place), sorted(report.stuck)) == (before, sorted(waits))
     assert all("not this user's alone" in reason for reason in report.stuck.values())
+
+
+@pytest.mark.parametrize("name", ["20260101T000000.000000Z-s-1-2.jsonl.gz.tmp", "aegis.db.123-0123abcd.tmp"])
+def test_a_directory_with_the_name_of_a_draft_stops_nothing(tmp_path: Path, name: str) -> None:
+    in_the_way = tmp_path / name
+    in_the_way.mkdir()
+    os.utime(in_the_way, (0, 0))
+    with EventStore.open(tmp_path / "aegis.db", prune_on_open=False) as store:
+        store.create_session("s")
+        store.append("s", "t", 1)
+        store.set_status("s", "completed")
+        assert store.prune(archive_dir=tmp_path).events_removed == 1
+    assert in_the_way.is_dir()
+
+
+def test_an_old_draft_of_an_export_in_the_directory_of_archives_is_not_taken_for_one_of_theirs(
+    store: EventStore, tmp_path: Path
+) -> None:
+    draft = tmp_path / "all.jsonl.gz.tmp"
+    draft.write_text(FOREIGN)
+    os.utime(draft, (0, 0))
+    store.create_session("s")
+    store.append("s", "t", 1)
+    store.set_status("s", "completed")
+    assert store.prune(archive_dir=tmp_path).events_removed == 1
+    assert draft.read_text() == FOREIGN
