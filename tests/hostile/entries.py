@@ -220,7 +220,7 @@ def redaction(data: bytes) -> None:
     def failing(session_id: str, type: str, payload: Json) -> Json:
         raise ValueError(f"cannot redact {payload!r}")
 
-    received = _received(json.dumps({"session_id": "s", "hook_event_name": "t", **secret}).encode())
+    received = received_hook(json.dumps({"session_id": "s", "hook_event_name": "t", **secret}).encode())
     for hook in (without, failing):
         with refusal():
             kept = recording.without_secrets(received, hook)
@@ -336,7 +336,7 @@ def _look_at(path: Path) -> None:
 # Hooks
 
 
-def _received(content: bytes) -> Received:
+def received_hook(content: bytes) -> Received:
     return Received(
         content=content,
         event_id="e",
@@ -350,7 +350,7 @@ def _received(content: bytes) -> Received:
 
 def hook(data: bytes) -> None:
     """What a hook sends: stored as it is, or kept in the spool byte for byte."""
-    received = _received(data)
+    received = received_hook(data)
     assert Received.from_text(received.to_text()) == received
     path = world().directory / "hooks.db"
     shutil.rmtree(Path(f"{path}-spool"), ignore_errors=True)
@@ -375,13 +375,13 @@ def spool_file(data: bytes) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700)
     (directory / "00000000000000000001-x.json").write_bytes(data)
-    good = Spool(Target.of(path)).add(_received(b'{"session_id": "after", "hook_event_name": "t"}'))
-    _said_by("spool", "show", "--db", str(path))
+    good = Spool(Target.of(path)).add(received_hook(b'{"session_id": "after", "hook_event_name": "t"}'))
+    said_by("spool", "show", "--db", str(path))
     report = recording.flush(Target.of(path), busy_timeout_ms=1000)
     assert not good.exists()
     assert not report.stuck
     assert report.recorded + len(report.rejected) == 2
-    _said_by("spool", "show", "--json", "--db", str(path))
+    said_by("spool", "show", "--json", "--db", str(path))
 
 
 # The command line
@@ -398,7 +398,7 @@ def arguments(data: bytes) -> None:
         return
     if not (world().directory / "sandbox").exists():
         (world().directory / "sandbox").mkdir()
-    _said_by(*given, stdin=stdin)
+    said_by(*given, stdin=stdin)
     if len(os.listdir(world().directory / "sandbox")) > 20:
         shutil.rmtree(world().directory / "sandbox")
 
@@ -409,7 +409,7 @@ def _leads_out(word: str) -> bool:
 
 def appended_lines(data: bytes) -> None:
     """Lines for `append --jsonl`."""
-    _said_by("append", "s", "t", "--jsonl", "--json", stdin=data)
+    said_by("append", "s", "t", "--jsonl", "--json", stdin=data)
 
 
 @cache
@@ -418,7 +418,7 @@ def _command(app: typer.Typer) -> Any:
     return get_command(app)
 
 
-def _said_by(*words: str, stdin: bytes = b"") -> tuple[int, str, str]:
+def said_by(*words: str, stdin: bytes = b"", columns: str = "80") -> tuple[int, str, str]:
     """Run a command in this very process, in a directory of its own; what it said, which must be clean."""
     from aegis_store.cli import exits
 
@@ -432,7 +432,7 @@ def _said_by(*words: str, stdin: bytes = b"") -> tuple[int, str, str]:
     out, err = (io.TextIOWrapper(output, "utf-8", "backslashreplace", write_through=True) for output in outputs)
     try:
         os.chdir(directory)
-        os.environ |= {"COLUMNS": "80", "XDG_STATE_HOME": str(directory), "HOME": str(directory)}
+        os.environ |= {"COLUMNS": columns, "XDG_STATE_HOME": str(directory), "HOME": str(directory)}
         os.environ.pop("AEGIS_STORE_URL", None)
         sys.argv, sys.stdin = ["aegis-store", *words], io.TextIOWrapper(io.BytesIO(stdin))
         with redirect_stdout(out), redirect_stderr(err), patch("typer.main.get_command", _command):

@@ -1,14 +1,22 @@
 """Nothing that somebody else has written reaches a terminal, a log or a page as anything but letters."""
 
+import json
 import logging
+import shutil
 import sqlite3
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from aegis_store import AegisStoreError, EventStore, EventsTruncated, ImportRejected
+from aegis_store import AegisStoreError, EventStore, EventsTruncated, ImportRejected, InvalidEvent
+from aegis_store.spool import Spool
+from aegis_store.target import Target
 from tests.conftest import OpenStore
-from tests.hostile.entries import is_clean
+from tests.hostile.entries import is_clean, received_hook, said_by, world
 
 HOSTILE = "\x1b[2J\u202e\u2066\ud800\n\x9b"
 
@@ -53,3 +61,58 @@ def test_what_is_logged_of_a_store_with_a_hostile_name_is_letters(
     EventStore.open(named).close()
     assert caplog.messages
     assert all(map(is_clean, caplog.messages))
+
+
+def encodes(text: str) -> bool:
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+hostile_texts = st.text(
+    st.sampled_from("\x1b[2J\x07\r\n\t\x00\x7f\x9b\u200b\u202e\u2066\u2028\ufeff\U000e0041<&>'\"`$%{}\\[]()a界é\U0001f600")
+    | st.characters(),
+    min_size=1,
+    max_size=12,
+)
+names = hostile_texts.filter(lambda text: all(ord(c) >= 32 and not 127 <= ord(c) < 160 for c in text)).filter(encodes)
+values = st.recursive(
+    hostile_texts | st.integers() | st.none(), lambda inner: st.dictionaries(hostile_texts, inner, max_size=2)
+)
+
+LOOKS = (
+    *("inspect", "sessions", "events SESSION", "tail", "tail SESSION", "inspect SESSION", "prune", "prune --history"),
+    *("inspect --html page.html", "inspect SESSION --html page.html", "policy show", "verify", "doctor", "spool show"),
+    *("events SESSION --type TYPE", "events SESSION --after 99", "append SESSION TYPE 1 --expected-seq 99", "events TYPE"),
+    *("append SESSION TYPE {", "append SESSION TYPE 1 --event-id TYPE", "export TYPE", "import TYPE", "restore TYPE", "TYPE"),
+    *("record --session-field TYPE", "prune --archive TYPE", "policy set --max-age TYPE", "sessions --status TYPE"),
+)
+
+
+def payload_text(payload: object) -> bytes:
+    return json.dumps({"session_id": payload, "hook_event_name": payload}).encode()
+
+
+@given(session=names, type=names, tenant=names, payload=values, width=st.sampled_from(["20", "80", "160"]))
+def look_at_all(session: str, type: str, tenant: str, payload: object, width: str) -> None:
+    directory = world().directory / "sandbox"
+    shutil.rmtree(directory, ignore_errors=True)
+    with EventStore.open(directory / "aegis.db", durability="process") as store:
+        store.create_session(session, tenant=tenant, metadata={type: payload}, max_events=2)
+        for _ in range(3):
+            with suppress(InvalidEvent):
+                store.append(session, type, payload)
+        Spool(Target.of(directory / "aegis.db")).add(replace(received_hook(payload_text(payload)), tenant=tenant, reason=type))
+    for look in LOOKS:
+        words = [{"SESSION": session, "TYPE": type}.get(word, word) for word in look.split()]
+        for more in ([], ["--json"]):
+            said_by(*words, *more, columns=width)  # which looks at what it said
+        if (page := directory / "page.html").exists():
+            assert all(c.isprintable() or c == "\n" for c in page.read_text())
+            page.unlink()
+
+
+@pytest.mark.parametrize("examples", [4, pytest.param(200, marks=[pytest.mark.torture, pytest.mark.timeout(1200)])])
+def test_whatever_a_store_holds_every_command_prints_letters(examples: int) -> None:
+    settings(deadline=None, max_examples=examples, suppress_health_check=list(HealthCheck))(look_at_all)()
