@@ -35,7 +35,7 @@ from aegis_store.draft import make_directories, sync_directory
 from aegis_store.errors import AegisStoreError, EventIdConflict, InvalidEvent, InvalidSession, SessionExists
 from aegis_store.events import to_us
 from aegis_store.file_lock import FileLock
-from aegis_store.settings import ORPHAN_AGE_S
+from aegis_store.settings import MAX_HOOK_BYTES, ORPHAN_AGE_S
 from aegis_store.target import Target
 
 REFUSED: Final = (InvalidEvent, InvalidSession, SessionExists, EventIdConflict)
@@ -43,6 +43,8 @@ REFUSED: Final = (InvalidEvent, InvalidSession, SessionExists, EventIdConflict)
 
 _VERSION: Final = 1
 _SUFFIX: Final = ".json"
+
+_LONGEST_FILE_BYTES: Final = 6 * MAX_HOOK_BYTES + 64 * 1024  # a control character is six in JSON
 
 T = TypeVar("T")
 
@@ -176,6 +178,8 @@ class Spool:
 
 def read(file: Path) -> Received:
     """What the file holds. `ValueError` if it is damaged, `OSError` if it cannot be read."""
+    if file.stat().st_size > _LONGEST_FILE_BYTES:
+        raise ValueError("it is longer than an event can make it")
     return Received.from_text(file.read_bytes().decode())
 
 

@@ -66,12 +66,17 @@ def masked(url: str) -> str:
     """A URL as it may be shown, also one that nobody can parse: without its password, wherever it stands. A path as it is."""
     if "://" not in url:
         return url
-    return _PASSWORD_IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1***@", url))
+    # From the first colon behind the user to the last @: more than the password rather than less.
+    last = url.rfind("@")
+    user = _USER.search(url, 0, max(last, 0))
+    return _PASSWORD_IN_QUERY.sub(r"\1***", url if user is None else f"{url[: user.end()]}***{url[last:]}")
 
 
-# From the first colon behind the user to the last @: more than the password rather than less.
-_PASSWORD: Final = re.compile(r"(://[^:@/]*:).*@", re.DOTALL)
-_PASSWORD_IN_QUERY: Final = re.compile(r"([?&;][^=&;]*(?:pass|pwd|secret|token|key)[^=&;]*=)[^&;]*", re.IGNORECASE | re.DOTALL)
+# Neither looks at any character more than a few times, whatever the URL.
+_USER: Final = re.compile(r"://[^:@/]*:")
+_PASSWORD_IN_QUERY: Final = re.compile(
+    r"([?&;](?=[^=&;?]*(?:pass|pwd|secret|token|key))[^=&;?]*=)[^&;]*", re.IGNORECASE | re.DOTALL
+)
 
 
 def _path_in_url(text: str) -> str:

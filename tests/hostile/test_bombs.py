@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from _pytest.mark import ParameterSet
 
+from aegis_store import StoreUnavailable
+from aegis_store.target import Target
+
 _MIB = 1024 * 1024
 _MEMORY_BYTES = 512 * _MIB  # less than what these unpack to; 70 of it is the process itself
 _FOR_DECODED_BYTES = 1536 * _MIB  # small lists take 24 times the room of their text, and a line has up to 20 MiB
@@ -125,3 +128,24 @@ def test_a_hook_event_that_would_be_huge_is_set_aside(tmp_path: Path, content: b
     assert (done.returncode, len(done.stderr.splitlines())) == (0, 1)
     assert "an event was set aside" in done.stderr
     assert told in done.stderr
+
+
+@pytest.mark.timeout(10)  # it took hours for the first, and 4 s for the second
+@pytest.mark.parametrize("repeated", ["?pass", "://:", ";", "&pass=", "@", "a:"])
+def test_hiding_the_password_of_a_long_url_takes_no_time(repeated: str) -> None:
+    with pytest.raises(StoreUnavailable) as caught:
+        Target.of(f"x://me:hunter2@host/?password=hunter2&{repeated * 20_000}")
+    assert "hunter2" not in caught.value.store
+
+
+def test_a_file_of_the_spool_without_end_is_set_aside_unread(tmp_path: Path) -> None:
+    spool = tmp_path / "aegis.db-spool"
+    spool.mkdir(mode=0o700)
+    with (spool / "0.json").open("wb") as file:
+        file.truncate(1024 * _MIB)
+    done = run_limited(tmp_path, "spool", "flush")
+    assert (done.returncode, done.stderr) == (7, "")
+    assert (spool / "rejected" / "0.json").stat().st_size == 1024 * _MIB
+    done = run_limited(tmp_path, "spool", "show", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "longer than an event can make it" in done.stdout
