@@ -6,6 +6,7 @@ is new, and events that begin or end it set its status. What waits in the spool 
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -196,8 +197,8 @@ def _refused(problem: str) -> InvalidEvent:
 def _once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the name {shown(next(name for name in names if names.count(name) > 1))} stands twice in an object")
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the name {shown(name)} stands twice in an object")
     return found
 
 

@@ -187,11 +187,9 @@ RECORD_FLUSH_S: Final = 1.0
 # the agent wait for ever. Below the 9 s that the README gives the hook at the end of a session, with the two waits above.
 RECORD_STDIN_S: Final = 5.0
 
-# What a hook sends is read up to here. The store takes 16 MiB at the most; what is larger is set aside, as far as it goes.
-MAX_HOOK_BYTES: Final = 64 * 1024 * 1024
-
-# What `append` takes from a file or from stdin: it is held in memory, since all of it is one transaction.
-MAX_APPENDED_BYTES: Final = 256 * 1024 * 1024
+# What `record` and `append` read at once. The store takes 16 MiB for a payload; decoded, small values take thirty times the
+# room of their text. What a hook sends beyond that is set aside, as far as it goes.
+MAX_INPUT_BYTES: Final = 64 * 1024 * 1024
 
 # A backup copies so many pages (4 MiB) at a time and syncs them, so that the fsync of a writer never waits for more.
 BACKUP_PAGES: Final = 512

@@ -35,7 +35,7 @@ from aegis_store.draft import make_directories, sync_directory
 from aegis_store.errors import AegisStoreError, EventIdConflict, InvalidEvent, InvalidSession, SessionExists
 from aegis_store.events import to_us
 from aegis_store.file_lock import FileLock
-from aegis_store.settings import MAX_HOOK_BYTES, ORPHAN_AGE_S
+from aegis_store.settings import MAX_INPUT_BYTES, ORPHAN_AGE_S
 from aegis_store.target import Target
 
 REFUSED: Final = (InvalidEvent, InvalidSession, SessionExists, EventIdConflict)
@@ -44,7 +44,7 @@ REFUSED: Final = (InvalidEvent, InvalidSession, SessionExists, EventIdConflict)
 _VERSION: Final = 1
 _SUFFIX: Final = ".json"
 
-_LONGEST_FILE_BYTES: Final = 6 * MAX_HOOK_BYTES + 64 * 1024  # a control character is six in JSON
+_LONGEST_FILE_BYTES: Final = 6 * MAX_INPUT_BYTES + 64 * 1024  # a control character is six in JSON
 
 T = TypeVar("T")
 

@@ -1,6 +1,7 @@
 """The command `append`: events from an argument, a file or a pipe."""
 
 import codecs
+import io
 import sys
 from dataclasses import asdict
 from datetime import datetime
@@ -119,16 +120,12 @@ def _content(payload: str | None, file: Path | None) -> bytes:
 
 
 def _read(stream: BinaryIO, where: str) -> bytes:
-    from aegis_store.settings import MAX_APPENDED_BYTES
-
-    return _bounded(stream.read(MAX_APPENDED_BYTES + 1), where, MAX_APPENDED_BYTES)
-
-
-def _bounded(content: bytes, where: str, most_bytes: int) -> bytes:
     from aegis_store.errors import InvalidInput
+    from aegis_store.settings import MAX_INPUT_BYTES
 
-    if len(content) > most_bytes:
-        raise InvalidInput(f"{where} is longer than {most_bytes:,} bytes, the most that is read at once: give it in parts")
+    content = stream.read(MAX_INPUT_BYTES + 1)
+    if len(content) > MAX_INPUT_BYTES:
+        raise InvalidInput(f"{where} is longer than {MAX_INPUT_BYTES:,} bytes, the most that is read at once: give it in parts")
     return content
 
 
@@ -136,9 +133,7 @@ def _decoded(content: bytes, where: str) -> "Json":
     from aegis_store import payload as payloads
     from aegis_store.errors import InvalidInput
     from aegis_store.json_problem import said_of
-    from aegis_store.settings import MAX_HOOK_BYTES
 
-    _bounded(content, where, MAX_HOOK_BYTES)  # decoded, it takes twenty times the memory
     try:
         return payloads.decode(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -171,8 +166,8 @@ def _moment(text: Any, where: str) -> datetime:
 
 def _events_of_lines(content: bytes, type_: str | None) -> "list[NewEvent]":
     """Empty lines are passed over."""
-    lines = enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1)
-    return [_event_of_line(line, f"line {number}", type_) for number, line in lines if line.strip()]
+    lines = enumerate(io.BytesIO(content.removeprefix(codecs.BOM_UTF8)), 1)
+    return [_event_of_line(line.rstrip(b"\n"), f"line {number}", type_) for number, line in lines if line.strip()]
 
 
 def _event_of_line(line: bytes, where: str, type_: str | None) -> "NewEvent":

@@ -97,13 +97,13 @@ def _busy_timeout_ms(busy_timeout_s: float | None, *, lenient: bool) -> int:
 
 def _sent(*, lenient: bool) -> bytes:
     """What stands in stdin."""
-    from aegis_store.settings import MAX_HOOK_BYTES, RECORD_STDIN_S
+    from aegis_store.settings import MAX_INPUT_BYTES, RECORD_STDIN_S
 
     if not sys.stdin or sys.stdin.isatty():
         return b""  # a terminal has nothing to say, and no agent is to wait for it
     if not lenient:
-        return sys.stdin.buffer.read(MAX_HOOK_BYTES)
-    content, waited = _read_for(sys.stdin.fileno(), MAX_HOOK_BYTES, RECORD_STDIN_S)
+        return sys.stdin.buffer.read(MAX_INPUT_BYTES)
+    content, waited = _read_for(sys.stdin.fileno(), MAX_INPUT_BYTES, RECORD_STDIN_S)
     if waited:
         said = f"stdin is still open {waited}: what has come until now is taken for the event"
         print(f"aegis-store: {said}", file=sys.stderr)  # noqa: T201

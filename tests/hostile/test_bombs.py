@@ -110,7 +110,14 @@ def test_a_state_file_that_unpacks_to(tmp_path: Path, what: str) -> None:
 def test_an_input_without_end_is_not_read_without_end(tmp_path: Path, arguments: str) -> None:
     done = run_limited(tmp_path, *arguments.split(), stdin=Path("/dev/zero"), memory_bytes=_FOR_DECODED_BYTES)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "is longer than 268,435,456 bytes" in done.stderr
+    assert "is longer than 67,108,864 bytes" in done.stderr
+
+
+def test_lines_without_end_take_no_room_before_they_are_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_bytes(b"{}\n" * (21 * _MIB))
+    done = run_limited(tmp_path, "append", "s", "t", "--create", "--jsonl", "--file", "lines.jsonl")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "line 1 has no `payload`" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -119,8 +126,9 @@ def test_an_input_without_end_is_not_read_without_end(tmp_path: Path, arguments:
         (HOOK + b"9" * 30_000_000 + b"}", "a whole number has over 4,300 digits"),
         (HOOK + b"[" * 30_000_000, "is nested too deeply"),
         (HOOK + b"[" + b"[]," * 9_000_000 + b"1]}", "over the limit of"),
+        (b"{" + b"".join(b'"%d":1,' % n for n in range(300_000)) + b'"x":1,"x":1}', "the name 'x' stands twice"),
     ],
-    ids=["a long number", "depth", "small lists"],
+    ids=["a long number", "depth", "small lists", "a name that stands twice among many"],
 )
 def test_a_hook_event_that_would_be_huge_is_set_aside(tmp_path: Path, content: bytes, told: str) -> None:
     (tmp_path / "event.json").write_bytes(content)
