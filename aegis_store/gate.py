@@ -20,7 +20,7 @@ from aegis_store.errors import (
     StoreCorrupt,
     StoreUnavailable,
 )
-from aegis_store.schema import APPLICATION_ID, HEAD
+from aegis_store.schema import APPLICATION_ID, HEAD, metadata
 from aegis_store.sqlite_errors import translated
 from aegis_store.target import Target
 
@@ -169,6 +169,10 @@ def _identify(target: Target, connection: Any) -> str:
         raise StoreCorrupt(store=str(target), detail="the file is shorter than it should be")
     if not one("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'alembic_version'"):
         return "base"
+    names = ", ".join(f"'{name}'" for name in metadata.tables)
+    if one(f"SELECT 1 FROM sqlite_schema WHERE type = 'view' AND name COLLATE NOCASE IN ({names})"):
+        # Somebody's query, which need not come to an end, would be run wherever that table is read.
+        raise StoreCorrupt(store=str(target), detail="a view stands in place of a table")
     found = one("SELECT version_num FROM alembic_version")
     if found == HEAD and one("SELECT count(*) FROM store") != 1:
         raise StoreCorrupt(store=str(target), detail="the row that holds the policy is missing")

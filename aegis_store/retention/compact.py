@@ -205,7 +205,8 @@ def _draft(target: Target) -> Iterator[Target]:
     with os.scandir(directory) as entries:
         orphans = [e.path for e in entries if e.name.startswith(f"{name}.{_DRAFT_PID}-") and gate.is_draft(target, e.name)]
     for orphan in orphans:
-        os.unlink(orphan)
+        with suppress(OSError):  # another user's, or a directory: it is in nobody's way
+            os.unlink(orphan)
     draft = Target(directory / f"{name}.{_DRAFT_PID}-{secrets.token_hex(4)}.tmp")
     os.close(os.open(draft.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:

@@ -1,6 +1,7 @@
 """Every file that is made is its owner's alone, and what somebody else has put at its name is neither followed nor replaced."""
 
 import os
+import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aegis_store import AegisStoreError, EventStore, FileUnavailable, recording, session_ids
+from aegis_store import AegisStoreError, EventStore, FileUnavailable, StoreCorrupt, recording, session_ids
 from aegis_store.spool import Received, Spool
 from aegis_store.target import Target
 
@@ -324,3 +325,16 @@ def test_an_old_draft_of_an_export_in_the_directory_of_archives_is_not_taken_for
     store.set_status("s", "completed")
     assert store.prune(archive_dir=tmp_path).events_removed == 1
     assert draft.read_text() == FOREIGN
+
+
+@pytest.mark.timeout(20)  # or for ever
+@pytest.mark.parametrize("table", ["store", "session", "event"])
+def test_a_query_without_end_in_place_of_a_table_is_damage(path: Path, shell: sqlite3.Connection, table: str) -> None:
+    endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT n AS id FROM c"
+    shell.execute("PRAGMA legacy_alter_table = ON")
+    shell.execute(f"ALTER TABLE {table} RENAME TO other")
+    shell.execute(f"CREATE VIEW {table.upper()} AS {endless}")
+    for look in (EventStore.open, lambda path: EventStore.restore(path, path.with_name("restored.db"))):
+        with pytest.raises(StoreCorrupt, match="a view stands in place of a table"):
+            look(path)
+    assert any(finding.state == "problem" for finding in EventStore.doctor(path).findings)
