@@ -15,6 +15,7 @@ from aegis_store.events import Json
 from aegis_store.json_problem import said_of
 from aegis_store.lines import FORMAT, MAX_LINE_BYTES, MAX_SEQ, VERSION
 from aegis_store.packing import Damaged, unpacked
+from aegis_store.settings import MAX_TEXT_BYTES
 from aegis_store.target import is_open_here
 
 _INT64: Final = 2**63 - 1
@@ -185,6 +186,8 @@ class LinesReader:
         session_id = fields["session_id"]
         if not isinstance(session_id, str):
             raise self.rejected(f"session_id must be text, not {shown(session_id)}")
+        if len(session_id) > MAX_TEXT_BYTES:  # many of them would fill the memory before each is refused
+            raise self.rejected(f"session_id must be {MAX_TEXT_BYTES} bytes at the most, not {shown(session_id)}")
         return session_id
 
     def _number_of(self, fields: dict[str, Json], name: str, low: int, high: int) -> int:

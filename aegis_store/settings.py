@@ -164,6 +164,9 @@ MAX_PRUNE_RUNS: Final = 1000
 # A verification tells of so many problems in words, and counts the rest: more than anyone reads.
 MAX_PROBLEMS: Final = 1000
 
+# An import names so many sessions that it refused, with the reason, and counts the rest.
+MAX_REFUSALS: Final = 1000
+
 # How often a process that lives long prunes. Half an hour to a day is what logs elsewhere do (Kafka: 5 minutes, journald: at
 # each rotation); an hour bounds the growth and costs nothing that one would see.
 DEFAULT_MAINTAIN_EVERY: Final = timedelta(hours=1)

@@ -1034,7 +1034,7 @@ BAD_VALUES: dict[str, tuple[list[Any], str]] = {
     "ended without an end": ([session_line(status="closed")], "cannot be"),
     "a reason that is a number": ([session_line(removed_reason=5)], "removed_reason must be"),
     "a reason that no database takes": ([session_line(removed_reason="\ud800")], "removed_reason holds a lone surrogate"),
-    "a reason that PostgreSQL does not take": ([session_line(removed_reason="a\0b")], "removed_reason holds the control character"),
+    "a reason that PostgreSQL does not take": ([session_line(removed_reason="a\0b")], "holds the control character"),
     "a reason that moves the cursor": ([session_line(removed_reason="\x1b[2J")], "removed_reason holds the control character"),
     "a reason without end": ([session_line(removed_reason="x" * 513)], "removed_reason"),
     "a type with a control character": ([session_line(last=1), event_line(1, type="a\x00")], "seq 1: type"),

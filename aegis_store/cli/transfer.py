@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from aegis_store.retention.policy import RetentionPolicy
     from aegis_store.transfer.aegis_import import ImportReport
     from aegis_store.transfer.bring_lines import LinesReport
-    from aegis_store.transfer.standing import BroughtIn, Refusal
+    from aegis_store.transfer.standing import BroughtIn
 
 
 def export(
@@ -139,19 +139,20 @@ def _show_lines(checked: list[_Checked], reports: "list[LinesReport]", place: st
     """All of them in one summary. What was refused names its file, if there are several."""
     from aegis_store.cli.nouns import policy_words
     from aegis_store.cli.terminal import plural, show_facts
-    from aegis_store.transfer.standing import BroughtIn, Refusal
+    from aegis_store.transfer.standing import BroughtIn
 
     several = len(checked) > 1
     total, adopted = BroughtIn(), {}
     for each, report in zip(checked, reports, strict=True):
         total.add(report)
         where = f" ({each.file.name})" if several else ""
-        total.refused += [Refusal(session_id=r.session_id, reason=f"{r.reason}{where}") for r in report.refused]
+        for each_refused in report.refused:
+            total.refuse(each_refused.session_id, f"{each_refused.reason}{where}")
         if report.policy_adopted and each.policy:
             adopted["policy"] = f"that of the file now: {policy_words(each.policy)}"
     what = f"{plural(len(checked), 'file')} " if several else ""
     show_facts({**_facts(total), **adopted}, title=f"Imported {what}into {place}")
-    _show_refused(total.refused)
+    _show_refused(total)
 
 
 def import_aegis(
@@ -206,7 +207,7 @@ def _show(report: "ImportReport", place: str, rest: Path | None) -> None:
     if rest is not None:
         facts["the rest"] = f"written to {rest}"
     show_facts(facts, title=f"Imported into {place}")
-    _show_refused(report.refused)
+    _show_refused(report)
 
 
 def _facts(report: "BroughtIn") -> dict[str, str]:
@@ -226,9 +227,11 @@ def _facts(report: "BroughtIn") -> dict[str, str]:
     return facts
 
 
-def _show_refused(refused: "list[Refusal]") -> None:
-    from aegis_store.cli.terminal import plural, show, show_table, table
+def _show_refused(report: "BroughtIn") -> None:
+    from aegis_store.cli.terminal import count, plural, show, show_table, table
 
-    if refused:
-        show("", f"{plural(len(refused), 'session')} refused:")
-        show_table(table("session", "~reason"), [(refusal.session_id, refusal.reason) for refusal in refused])
+    if report.refused:
+        show("", f"{plural(len(report.refused) + report.more_refused, 'session')} refused:")
+        show_table(table("session", "~reason"), [(refusal.session_id, refusal.reason) for refusal in report.refused])
+    if report.more_refused:
+        show(f"... and {count(report.more_refused)} more.")

@@ -45,8 +45,9 @@ class StagedState:
         return int(self._connection.execute("SELECT count(*) FROM event").fetchone()[0])
 
     def sessions(self) -> Iterator[tuple[Json, int]]:
-        """Each session as in the file, with how many stand under its id."""
-        query = "SELECT record, (SELECT count(*) FROM session AS other WHERE other.key = session.key) FROM session"
+        """Each session as in the file, with how many stand under its id: 1, or 2 for that and more."""
+        others = "SELECT 1 FROM session AS other WHERE other.key = session.key LIMIT 2"
+        query = f"SELECT record, (SELECT count(*) FROM ({others})) FROM session"
         for record, count in self._connection.execute(f"{query} ORDER BY rowid"):
             yield json.loads(record), count
 

@@ -52,12 +52,11 @@ def bring_in(db: AnyDatabase, state: StagedState, on_sessions: OnSessions | None
             with db.write() as conn:
                 _bring_session(conn, record, state.events(name), report, db.redact)
         except (*REFUSING, ConstraintRefused) as refusal:
-            report.refused.append(Refusal(session_id=name if isinstance(name, str) else shown(name), reason=str(refusal)))
+            report.refuse(name, str(refusal))
         if on_sessions is not None:
             on_sessions(done, total)
     for name, count in state.ownerless():
-        shown_name = name if isinstance(name, str) else shown(name)
-        report.refused.append(Refusal(session_id=shown_name, reason=f"{count} events, but no session of that id in the file"))
+        report.refuse(name, f"{count} events, but no session of that id in the file")
     return report
 
 

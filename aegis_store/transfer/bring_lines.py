@@ -78,7 +78,8 @@ def bring_in(
             raise _changed(error) from None
         for outcome, count in notes.outcomes().items():
             setattr(report, outcome, count)
-        report.refused = notes.refusals()
+        for session_id, reason in notes.refusals():
+            report.refuse(session_id, reason)
     return report
 
 

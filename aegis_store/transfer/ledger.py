@@ -6,7 +6,6 @@ from typing import Any, Final, NamedTuple
 
 from aegis_store.line_reader import SessionLine
 from aegis_store.transfer.scratch import scratch
-from aegis_store.transfer.standing import Refusal
 
 _TABLES: Final = """
 CREATE TABLE session (
@@ -101,10 +100,11 @@ class Ledger:
         query = "SELECT outcome, count(*) FROM session WHERE reason IS NULL AND outcome IS NOT NULL GROUP BY outcome"
         return dict(self._connection.execute(query).fetchall())
 
-    def refusals(self) -> list[Refusal]:
-        """In the order of the file."""
+    def refusals(self) -> Iterator[tuple[str, str]]:
+        """Id and reason, in the order of the file."""
         rows = self._connection.execute("SELECT key, reason FROM session WHERE reason IS NOT NULL ORDER BY number")
-        return [Refusal(session_id=key.decode("utf-8", "surrogatepass"), reason=reason) for key, reason in rows]
+        for key, reason in rows:
+            yield key.decode("utf-8", "surrogatepass"), reason
 
 
 def _key(session_id: str) -> bytes:

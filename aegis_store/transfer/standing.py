@@ -8,10 +8,11 @@ from typing import Any, Final, Literal
 from sqlalchemy import Connection, Row, select
 
 from aegis_store import append, payload
-from aegis_store.errors import EventIdConflict, EventTooLarge, InvalidInput, SessionExists
+from aegis_store.errors import EventIdConflict, EventTooLarge, InvalidInput, SessionExists, shown
 from aegis_store.events import Json, to_us
 from aegis_store.schema import event
 from aegis_store.sessions import after_tombstone
+from aegis_store.settings import MAX_REFUSALS, MAX_TEXT_BYTES
 
 _CONTENT: Final = ("type", "occurred_at", "recorded_at", "event_id", "run_id", "payload_ref")
 
@@ -38,7 +39,8 @@ class BroughtIn:
 
     `events_added` counts what was written, of which `events_capped` went again at once because of the session's cap.
     `events_standing` were in the store already, equal; `events_pruned` were once, and do not return. `sessions_deleted` were
-    deleted or forgotten here, the file has nothing newer of them, and they do not return either.
+    deleted or forgotten here, the file has nothing newer of them, and they do not return either. `refused` are the first
+    thousand that were, `more_refused` counts those beyond.
     """
 
     sessions_added: int = 0
@@ -50,6 +52,15 @@ class BroughtIn:
     events_standing: int = 0
     events_pruned: int = 0
     refused: list[Refusal] = field(default_factory=list)
+    more_refused: int = 0
+
+    def refuse(self, session_id: Json, reason: str) -> None:
+        """Name one more: by its id, if it can be one, else as it may stand in a message."""
+        if len(self.refused) >= MAX_REFUSALS:
+            self.more_refused += 1
+            return
+        could_be = isinstance(session_id, str) and len(session_id) <= MAX_TEXT_BYTES
+        self.refused.append(Refusal(session_id=session_id if could_be else shown(session_id), reason=reason))
 
     def add(self, other: "BroughtIn") -> None:
         """Add the counts of a part: once its transaction has come to its end."""

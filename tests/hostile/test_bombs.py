@@ -4,6 +4,7 @@ Each runs in a process of its own that may have so much memory and time; without
 """
 
 import gzip
+import json
 import resource
 import subprocess
 import sys
@@ -21,6 +22,11 @@ _FOR_DECODED_BYTES = 1536 * _MIB  # small lists take 24 times the room of their 
 _TIME_S = 20
 
 HEADER = b'{"format":"aegis-store","version":1,"written_at":"2026-11-26T00:00:00+00:00","policy":null}\n'
+SESSION = (
+    b'{"session":{"session_id":"%s","tenant":"t","owner":"o","status":"running","max_events":null,"hold":false,"first_seq":1,'
+    b'"last_seq":0,"removed_bytes":0,"created_at":null,"updated_at":null,"ended_at":null,"last_event_at":null,"removed_at":null,'
+    b'"removed_reason":null,"metadata":{}}}\n'
+)
 HOOK = b'{"session_id": "s", "hook_event_name": "t", "x": '
 STATE = b'{"version": 1, "sessions": [], "events": ['
 
@@ -68,6 +74,7 @@ LINES: dict[str, tuple[Bomb, str]] = {
     "lists without end": ((HEADER + b'{"event":{"payload":', b"[", 19), "it is nested too deeply"),
     "objects without end": ((HEADER + b'{"event":{"payload":', b'{"a":', 19), "it is nested too deeply"),
     "small lists without end": ((HEADER + b'{"event":{"payload":[', b"[],", 19, b"1]}}\n"), "has no event_id"),
+    "ids without end": ((HEADER, SESSION % (b"x" * 1_000_000), 600), "session_id must be 512 bytes at the most"),
     "names without end": ((HEADER + b'{"event":{', b'"a":1,', 19), "'a' stands twice"),
 }
 
@@ -157,3 +164,16 @@ def test_a_file_of_the_spool_without_end_is_set_aside_unread(tmp_path: Path) -> 
     done = run_limited(tmp_path, "spool", "show", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert "longer than an event can make it" in done.stdout
+
+
+def test_of_many_sessions_that_are_refused_the_first_thousand_are_named(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_bytes(b'{"version":1,"events":[],"sessions":[' + b"{}," * 30_000 + b"{}]}")
+    lines = HEADER + b"".join(SESSION % b"%d" % n for n in range(2500)) + b'{"end":{"sessions":2500,"events":0}}\n'
+    (tmp_path / "export.jsonl").write_bytes(lines)
+    for arguments, refused in ((("import-aegis", "state.json"), 30_001), (("import", "export.jsonl"), 2500)):
+        done = run_limited(tmp_path, *arguments)  # in a minute, were all of one id counted for each
+        assert (done.returncode, done.stderr) == (7, "")
+        assert f"{refused:,} sessions refused:" in done.stdout
+        assert done.stdout.endswith(f"... and {refused - 1000:,} more.\n")
+    report = json.loads(run_limited(tmp_path, "import", "export.jsonl", "--json").stdout)
+    assert (len(report["refused"]), report["more_refused"]) == (1000, 1500)
