@@ -98,7 +98,7 @@ def try_edited(entry: str, examples: int) -> None:
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_what_a_few_edits_make_of_it(entry: str) -> None:
-    try_edited(entry, 20 if entry in SLOW else 100)
+    try_edited(entry, 10 if entry in SLOW else 100)
 
 
 @pytest.mark.torture

@@ -113,6 +113,6 @@ def look_at_all(session: str, type: str, tenant: str, payload: object, width: st
             page.unlink()
 
 
-@pytest.mark.parametrize("examples", [4, pytest.param(200, marks=[pytest.mark.torture, pytest.mark.timeout(1200)])])
+@pytest.mark.parametrize("examples", [2, pytest.param(200, marks=[pytest.mark.torture, pytest.mark.timeout(1200)])])
 def test_whatever_a_store_holds_every_command_prints_letters(examples: int) -> None:
     settings(deadline=None, max_examples=examples, suppress_health_check=list(HealthCheck))(look_at_all)()
