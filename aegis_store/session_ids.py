@@ -5,6 +5,7 @@ to read it.
 """
 
 import os
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,10 @@ from aegis_store import driver
 
 _LOOKED_AT: Final = 1000
 _PATIENCE_S: Final = 0.2
+
+# Some ms are enough for what is a store. In somebody else's file `session` may be a query that never ends.
+_LONGEST_S: Final = 1.0
+_STEPS_BETWEEN_LOOKS: Final = 100_000
 
 # Up to 1,000 of that beginning, by the index of ids; if there are more, those among the 1,000 sessions that changed last, too.
 _NEWEST: Final = """
@@ -43,5 +48,7 @@ def newest(store: Path, prefix: str, most: int) -> list[str]:
         return []
     uri = f"{store.as_uri()}?{'mode=ro' if log.exists() else 'mode=ro&immutable=1'}"
     with closing(driver.dbapi.connect(uri, uri=True, timeout=_PATIENCE_S)) as connection:
+        until_s = time.monotonic() + _LONGEST_S
+        connection.set_progress_handler(lambda: time.monotonic() > until_s, _STEPS_BETWEEN_LOOKS)
         given = {"prefix": prefix, "beyond": f"{prefix}\U0010ffff", "looked_at": _LOOKED_AT, "most": most}
         return [session_id for (session_id,) in connection.execute(_NEWEST, given)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aegis_store import AegisStoreError, EventStore, FileUnavailable, StoreCorrupt, recording, session_ids
+from aegis_store import AegisStoreError, EventStore, FileUnavailable, StoreCorrupt, driver, recording, session_ids
 from aegis_store.spool import Received, Spool
 from aegis_store.target import Target
 
@@ -330,7 +330,8 @@ def test_an_old_draft_of_an_export_in_the_directory_of_archives_is_not_taken_for
 @pytest.mark.timeout(20)  # or for ever
 @pytest.mark.parametrize("table", ["store", "session", "event"])
 def test_a_query_without_end_in_place_of_a_table_is_damage(path: Path, shell: sqlite3.Connection, table: str) -> None:
-    endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT n AS id FROM c"
+    endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c)"
+    endless += " SELECT n AS id, n AS session_id, n AS updated_at FROM c"
     shell.execute("PRAGMA legacy_alter_table = ON")
     shell.execute(f"ALTER TABLE {table} RENAME TO other")
     shell.execute(f"CREATE VIEW {table.upper()} AS {endless}")
@@ -338,3 +339,6 @@ def test_a_query_without_end_in_place_of_a_table_is_damage(path: Path, shell: sq
         with pytest.raises(StoreCorrupt, match="a view stands in place of a table"):
             look(path)
     assert any(finding.state == "problem" for finding in EventStore.doctor(path).findings)
+    if table == "session":
+        with pytest.raises(driver.dbapi.OperationalError, match="interrupted"):
+            session_ids.newest(path, "", 1)
