@@ -388,12 +388,23 @@ def test_an_event_that_finds_no_room_in_the_store_waits_until_there_is(run: Run,
     assert types(path) == ["SessionStart", "PreToolUse", "Stop"]
 
 
+def heeding_signals(command: list[str]) -> "subprocess.Popen[bytes]":
+    """It, with pipes, and with the signals that are ignored in a suite that nohup has started, or a shell in the background."""
+
+    def heed() -> None:
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=heed)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_an_agent_that_loses_patience_does_not_lose_the_event(run: Run, path: Path, name: str) -> None:
     with locked(path):
         command = [*COMMAND, "record", "--lenient", "--busy-timeout", "60", "--db", str(path)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        with heeding_signals(command) as process:
             assert process.stdin is not None
             process.stdin.write(hook())
             process.stdin.close()
@@ -408,7 +419,7 @@ def test_an_agent_that_loses_patience_does_not_lose_the_event(run: Run, path: Pa
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_an_agent_that_loses_patience_with_stdin_open_does_not_lose_the_event(path: Path, name: str) -> None:
     command = [sys.executable, "-c", WAITS_FOR_STDIN, "record", "--lenient", "--db", str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with heeding_signals(command) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
