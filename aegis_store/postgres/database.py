@@ -8,7 +8,6 @@ from typing import Any, Final, cast
 import psycopg
 from sqlalchemy import Connection, Engine
 from sqlalchemy import event as sa_event
-from sqlalchemy.pool import ConnectionPoolEntry
 
 from aegis_store import watcher
 from aegis_store.any_database import Dialect, Readable, Rows, Sizes
@@ -61,7 +60,6 @@ class PostgresDatabase:
         self.metrics = Metrics()
         self._process = os.getpid()
         self._closed: str | None = None
-        self._losses = 0
         settings = {
             "application_name": "aegis-store",
             "synchronous_commit": _SYNCHRONOUS[durability],
@@ -71,8 +69,6 @@ class PostgresDatabase:
         pool = {"pool_size": 4, "max_overflow": -1}  # no thread waits for another's connection
         self._engine = server.engine(settings=settings, connect_args={"autocommit": True}, **pool)
         sa_event.listen(self._engine, "begin", self._begin)
-        sa_event.listen(self._engine, "connect", self._note_connection)
-        sa_event.listen(self._engine, "checkin", self._close_if_forgotten)
         self._snapshots = self._engine.execution_options(begin=_READS)
         self._writers = self._engine.execution_options(begin=_WRITES, locks_rows=True)
         self._alone = server.engine(settings=settings, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, **pool)
@@ -209,18 +205,11 @@ class PostgresDatabase:
 
     def _forget_connections(self) -> None:
         """All of them: when one was lost, so were most likely the others."""
-        self._losses += 1
         self._lone.forget()
-        self._engine.dispose()
-        self._alone.dispose()
-
-    def _note_connection(self, _: object, entry: ConnectionPoolEntry) -> None:
-        entry.info["losses"] = self._losses
-
-    def _close_if_forgotten(self, _: object, entry: ConnectionPoolEntry) -> None:
-        """One that was in use when the others were closed comes back to a pool that nobody asks any more."""
-        if entry.info["losses"] != self._losses:
-            entry.invalidate()
+        for engine in (self._engine, self._alone):
+            forgotten = engine.pool
+            engine.dispose(close=False)
+            forgotten.dispose()  # after there is another, so that `_transaction` sees it
 
 
 class _OneSnapshot:
@@ -238,6 +227,7 @@ class _OneSnapshot:
 
 @contextmanager
 def _transaction(engine: Engine) -> Iterator[Connection]:
+    pool = engine.pool
     connection = engine.connect()
     try:
         connection.begin()
@@ -251,3 +241,5 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
         raise
     finally:
         connection.close()
+        if engine.pool is not pool:  # meanwhile the others were forgotten, and it came back to where nobody asks any more
+            pool.dispose()

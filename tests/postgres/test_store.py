@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import event as sa_event
 from sqlalchemy import make_url
 
 from aegis_store import EventStore, InvalidInput, NewEvent, RetentionPolicy, StoreUnavailable
@@ -66,6 +67,18 @@ def test_a_lost_connection_is_told_and_the_next_call_connects_again(store: Event
         store.append("s", "t", 2, event_id="f")
     assert store.append("s", "t", 2, event_id="f").seq == 2
     assert [event.payload for event in store.read("s").events] == [1, 2]
+
+
+def test_no_connection_is_left_open_by_a_call_that_connects_while_another_closes_the_store(
+    store: EventStore, open_store: OpenStore
+) -> None:
+    other, connections = open_store(), []
+    db: Any = other._db
+    db._forget_connections()  # so that the call has to connect
+    sa_event.listen(db._engine, "do_connect", lambda *_: other.close())
+    sa_event.listen(db._engine, "connect", lambda connection, _: connections.append(connection))
+    other.list_sessions()
+    assert [connection.closed for connection in connections] == [True]
 
 
 def test_a_connection_that_was_lost_while_nobody_used_it_costs_a_read_nothing(
