@@ -16,7 +16,7 @@ from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
-from aegis_store import creation, gate, migrate, schema
+from aegis_store import creation, file_system, gate, migrate, schema
 from aegis_store.cli import terminal
 from aegis_store.errors import AegisStoreError
 from aegis_store.server import Server
@@ -34,7 +34,12 @@ def target() -> Target | Server:
     url = named()
     if not url:
         raise CommandError("which store? say `alembic -x url=PATH …`, or set AEGIS_STORE_URL")
-    return Server.of(url) or Target.of(url)
+    server = Server.of(url)
+    if server is not None:
+        return server
+    place = Target.of(url)
+    file_system.refuse_network(place)  # a caller that gives the target has seen to that
+    return place
 
 
 @contextmanager

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from alembic import config as alembic
 
 from aegis_store import EventStore, StoreUnavailable, file_system
 
+INI = Path(__file__).resolve().parents[1] / "alembic.ini"
 Mounted = Callable[[str, str], None]
 
 
@@ -35,6 +37,23 @@ def test_a_store_on_a_network_file_system_is_neither_opened_nor_made(tmp_path: P
         with pytest.raises(StoreUnavailable, match=rf"network file system \({kind}\).*put it on a local disk"):
             opened(new)
     assert not list(new.parent.iterdir())
+
+
+@pytest.mark.parametrize("command", ["upgrade head", "downgrade base", "current"])
+def test_alembic_refuses_it_as_well(
+    path: Path, mounted: Mounted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    mounted(str(path.parent), "nfs4")
+    before = path.read_bytes()
+    for store in (path, path.with_name("new.db")):
+        with pytest.raises(SystemExit):
+            alembic.main(["-c", str(INI), "-x", f"url={store}", *command.split()])
+        with pytest.raises(StoreUnavailable) as caught:
+            EventStore.open(store)
+        assert str(caught.value) in "".join(capsys.readouterr())
+    assert (path.read_bytes(), list(path.parent.iterdir())) == (before, [path])
+    monkeypatch.setenv(file_system.ALLOWED_VARIABLE, "1")
+    alembic.main(["-c", str(INI), "-x", f"url={path}", *command.split()])
 
 
 def test_it_is_opened_where_that_is_allowed(path: Path, mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
