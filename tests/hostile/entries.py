@@ -1,10 +1,10 @@
 """Where bytes of others come in: a function of bytes for each place, which raises if a promise does not hold.
 
 The promise is the same everywhere: it works, and what was written is read back, or it is one of our errors, with a message that
-can be printed anywhere. `test_corpus` runs these on the files of `corpus`, `fuzz` on what it makes of them.
+can be printed anywhere. `test_corpus` runs these on the files of `corpus`, `fuzz` on what it makes of them. What they `tell` is
+the same for a store in a file and on PostgreSQL.
 """
 
-import atexit
 import gc
 import io
 import json
@@ -14,7 +14,6 @@ import shutil
 import signal
 import sqlite3
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import UTC, datetime
@@ -28,50 +27,15 @@ from typer.main import get_command
 
 from aegis_store import AegisStoreError, EventStore, NewEvent, recording
 from aegis_store import payload as payloads
+from aegis_store.any_database import place_at
 from aegis_store.events import Json
 from aegis_store.retention.stored import policy_from_fields, policy_to_fields
 from aegis_store.spool import Kept, Received, Spool, recorded_or_kept
 from aegis_store.target import Target
 from aegis_store.transfer.line_order import check
+from tests.hostile.world import open_quietly, world
 
 SECRET: Final = "hunter2-of-the-payload"
-
-
-class World:
-    """The files of this process: a template, and stores for all inputs of a run, since to make one takes 0.1 s."""
-
-    def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="aegis-hostile-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-        self.template = self.directory / "template.db"
-        with EventStore.open(self.template, durability="process") as store:
-            store.create_session("s", metadata={"model": "sonnet"})
-            store.append_many("s", [NewEvent(type="t", payload={"number": number}) for number in range(20)])
-            store.create_session("\u202eevil <b>", tenant="a'b", owner="%s")
-            store.append("\u202eevil <b>", "\u2066type", ["\x1b[31m", "\ud800"])
-        self.shared = EventStore.open(self.copy("shared.db"), durability="process", prune_on_open=False, maintain_every=None)
-
-    def close(self) -> None:
-        self.shared.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def copy(self, name: str) -> Path:
-        path = self.directory / name
-        for suffix in ("", "-wal", "-shm", "-journal", "-lock"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
-        shutil.copyfile(self.template, path)
-        return path
-
-    def file(self, name: str, content: bytes) -> Path:
-        path = self.directory / name
-        path.write_bytes(content)
-        return path
-
-
-@cache
-def world() -> World:
-    made = World()
-    atexit.register(made.close)
-    return made
 
 
 def is_clean(text: str) -> bool:
@@ -86,12 +50,19 @@ def refusal() -> Iterator[None]:
         yield
     except AegisStoreError as error:
         said = str(error)
+        tell(type(error).__name__)
     else:
+        tell("done")
         return
     assert said.strip(), "an error without a message"
     assert is_clean(said), f"an error that is not printable: {said!r}"
     assert len(said) < 3000, f"an error of {len(said)} characters"
     assert SECRET not in said, "an error that quotes a payload"
+
+
+def tell(*facts: object) -> None:
+    """What must be the same wherever the store is."""
+    world().told.append(facts)
 
 
 def same(a: Json, b: Json) -> bool:
@@ -125,11 +96,13 @@ def payload(data: bytes) -> None:
         event = world().shared.append("s", "t", value)
         [found] = world().shared.read("s", after_seq=event.seq - 1, limit=1).events
         assert same(found.payload, value)
+        tell(event.seq)
 
 
 def names(data: bytes) -> None:
     """Ids, types, tenants, metadata: parts of the input, which are separated by bytes of 0."""
     parts = [text_of(part) for part in data.split(b"\0")]
+    words = [*parts, text_of(data)]  # with what separates them, too
     given = dict(
         zip(("session_id", "tenant", "owner", "type", "event_id", "run_id", "payload_ref", "key"), parts, strict=False)
     )
@@ -141,6 +114,7 @@ def names(data: bytes) -> None:
         )
         found = store.get_session(name)
         assert (found.session_id, found.metadata) == (name, {given.get("key", "k"): parts})
+    with refusal():
         scope = store.scoped(tenant=given.get("tenant", "t"), owner=given.get("owner", "o"))
         event = scope.append(
             name,
@@ -152,8 +126,23 @@ def names(data: bytes) -> None:
         )
         assert scope.read(name, after_seq=event.seq - 1).events[0] == event
         assert name in [session.session_id for session in scope.list_sessions(limit=1000).sessions]
+        tell(event.seq)
+    exported = world().directory / "named.jsonl"
+    exported.unlink(missing_ok=True)
+    for ask in (
+        lambda: [event.type for event in store.read("s", types=words).events],
+        lambda: [event.type for event in store.follow("s", after=0, types=words, timeout=0)],
+        lambda: [session.session_id for session in store.list_sessions(statuses=words, limit=1000).sessions],
+        lambda: [session.session_id for session in store.scoped(tenant=name, owner=words[-2]).list_sessions().sessions],
+        lambda: store.export(exported, session_ids=words).sessions,
+    ):
+        with refusal():
+            tell(ask())
+    if name != "s":  # which the others want
+        with refusal():
+            store.delete_session(name)
     with refusal():
-        store.delete_session(name)
+        store.get_session(name)
 
 
 def cursors(data: bytes) -> None:
@@ -161,7 +150,7 @@ def cursors(data: bytes) -> None:
     store = world().shared
     text = text_of(data)
     with refusal():
-        store.list_sessions(cursor=text, limit=1)
+        tell([session.session_id for session in store.list_sessions(cursor=text, limit=1).sessions])
     with suppress(ValueError):
         number = payloads.decode(text)
         for read in (
@@ -176,13 +165,22 @@ def cursors(data: bytes) -> None:
         ):
             with refusal():
                 read()
+        with refusal():
+            tell([event.seq for event in store.read("s", after_seq=number, limit=1000, on_gap="skip").events])
 
 
 def places(data: bytes) -> None:
     """A path or a URL of a store, which is not opened."""
+    text = text_of(data)
     with refusal():
-        target = Target.of(text_of(data))
-        os.fsencode(target.path)
+        place = place_at(text)
+        if isinstance(place, Target):
+            os.fsencode(place.path)
+        else:
+            assert is_clean(str(place).replace("\\", ""))
+            for secret in place.secrets:
+                # One that stands elsewhere in the URL as well is shown there.
+                assert len(secret) < 8 or text.count(secret) != 1 or secret not in f"{place} {place.identity} {place.name}"
 
 
 def settings(data: bytes) -> None:
@@ -204,6 +202,7 @@ def settings(data: bytes) -> None:
                 world().shared.set_retention_policy(found)
                 stored = world().shared.retention_policy()
                 assert policy_to_fields(stored) == policy_to_fields(found)
+                tell(stored)
 
 
 def redaction(data: bytes) -> None:
@@ -212,21 +211,28 @@ def redaction(data: bytes) -> None:
         value = payloads.decode(data.decode("utf-8", "surrogatepass"))
     except ValueError:
         return
-    secret = {"secret": SECRET, "value": value}
-
-    def without(session_id: str, type: str, payload: Json) -> Json:
-        return {**payload, "secret": None} if isinstance(payload, dict) else payload
-
-    def failing(session_id: str, type: str, payload: Json) -> Json:
-        raise ValueError(f"cannot redact {payload!r}")
-
+    secret: dict[str, Json] = {"secret": SECRET, "value": value}
     received = received_hook(json.dumps({"session_id": "s", "hook_event_name": "t", **secret}).encode())
-    for hook in (without, failing):
+    for hook in (_without_secret, _failing):
         with refusal():
             kept = recording.without_secrets(received, hook)
             assert SECRET.encode() not in kept.content
             assert SECRET not in repr(kept)
-            assert hook is without
+            assert hook is _without_secret
+        with refusal():
+            store = world().redacting(hook)
+            [event] = store.append_many("s", [NewEvent(type="t", payload=secret)])
+            assert same(event.payload, {"secret": None, "value": value})
+            assert same(store.read("s", after_seq=event.seq - 1).events[0].payload, event.payload)
+            tell(event.seq)
+
+
+def _without_secret(session_id: str, type: str, payload: Json) -> Json:
+    return {**payload, "secret": None} if isinstance(payload, dict) else payload
+
+
+def _failing(session_id: str, type: str, payload: Json) -> Json:
+    raise ValueError(f"cannot redact {payload!r}")
 
 
 # What comes in through files
@@ -237,12 +243,12 @@ def lines(data: bytes) -> None:
     file = world().file("given.jsonl", data)
     with refusal():
         policy_from_fields(check(file).get("policy"), file)
-        path = world().copy("into.db")
-        with EventStore.open(path, durability="process", prune_on_open=False, maintain_every=None) as store:
+        with open_quietly(world().fresh("into.db")) as store:
             before = store.stats().events
             report = store.import_lines(file)
             assert store.stats().events == before + report.events_added - report.events_capped
             assert all(is_clean(refused.reason) for refused in report.refused)
+            tell(report)
             again = store.import_lines(file)
             assert again.events_added == again.sessions_added == 0, "an import again adds something"
             _is_whole(store)
@@ -254,11 +260,11 @@ def state_file(data: bytes) -> None:
     rest = world().directory / "rest.json"
     rest.unlink(missing_ok=True)
     with refusal():
-        path = world().copy("into.db")
-        with EventStore.open(path, durability="process", prune_on_open=False, maintain_every=None) as store:
+        with open_quietly(world().fresh("into.db")) as store:
             report = store.import_aegis(file, rest=rest)
             json.loads(rest.read_bytes())
             assert all(is_clean(refused.reason) for refused in report.refused)
+            tell(report)
             again = store.import_aegis(file)
             assert again.events_added == again.sessions_added == 0, "an import again adds something"
             _is_whole(store)
@@ -268,16 +274,19 @@ def _is_whole(store: EventStore) -> None:
     """All of it can be looked at, exported and verified."""
     for session in store.list_sessions(limit=1000).sessions:
         store.session_overview(session.session_id)
+        tell(session)
         with refusal():
-            store.read(session.session_id)
+            tell(store.read(session.session_id, limit=1000))
         if session.first_seq > 1:
             with refusal():
                 store.read(session.session_id, after_seq=0)
-    store.overview()
+    overview = store.overview()
+    tell(overview.newest.types, overview.newest.sessions)
     exported = world().directory / "exported.jsonl"
     exported.unlink(missing_ok=True)
     store.export(exported)
     check(exported)
+    tell(*exported.read_bytes().splitlines()[1:])
     assert not store.verify().problems
 
 
@@ -310,7 +319,7 @@ def _look_at(path: Path) -> None:
     with refusal():
         EventStore.doctor(path)
     with refusal():
-        with EventStore.open(path, durability="process", prune_on_open=False, maintain_every=None) as store:
+        with open_quietly(str(path)) as store:
             for look in (
                 lambda: store.list_sessions(),
                 lambda: store.read("s"),
@@ -352,36 +361,41 @@ def hook(data: bytes) -> None:
     """What a hook sends: stored as it is, or kept in the spool byte for byte."""
     received = received_hook(data)
     assert Received.from_text(received.to_text()) == received
-    path = world().directory / "hooks.db"
-    shutil.rmtree(Path(f"{path}-spool"), ignore_errors=True)
-    outcome = recorded_or_kept(
-        str(path), received, lambda given: recording.record(Target.of(path), given, busy_timeout_ms=1000)
-    )
+    place = world().place_of_all()
+    for kept in Spool(place_at(place)).places:
+        shutil.rmtree(kept, ignore_errors=True)
+    outcome = recorded_or_kept(place, received, lambda given: recording.record(place_at(place), given, busy_timeout_ms=1000))
     if isinstance(outcome, Kept):
         assert outcome.rejected
         assert outcome.file is not None, outcome.problem
         assert Received.from_text(outcome.file.read_text()).content == data
         assert is_clean(outcome.reason)
+        tell(outcome.reason)
     else:
         assert same(outcome.payload, json.loads(data.decode("utf-8-sig")))
-        with EventStore.open(path, durability="process", prune_on_open=False, maintain_every=None) as store:
-            store.delete_session(outcome.session_id)
+        tell(outcome.session_id, outcome.seq, outcome.type)
+        if outcome.session_id != "s":
+            world().shared.delete_session(outcome.session_id)
 
 
 def spool_file(data: bytes) -> None:
     """A file that lies in the spool: brought in, set aside or left, and in nobody's way."""
-    path = world().copy("spooled.db")
-    directory = Path(f"{path}-spool")
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(mode=0o700)
-    (directory / "00000000000000000001-x.json").write_bytes(data)
-    good = Spool(Target.of(path)).add(received_hook(b'{"session_id": "after", "hook_event_name": "t"}'))
-    said_by("spool", "show", "--db", str(path))
-    report = recording.flush(Target.of(path), busy_timeout_ms=1000)
+    place = world().fresh("spooled.db")
+    spool = Spool(place_at(place))
+    for directory in spool.places:
+        shutil.rmtree(directory, ignore_errors=True)
+    spool.places[0].mkdir(mode=0o700, parents=True)
+    (spool.places[0] / "00000000000000000001-x.json").write_bytes(data)
+    good = spool.add(received_hook(b'{"session_id": "after", "hook_event_name": "t"}'))
+    said_by("spool", "show", "--db", place)
+    report = recording.flush(place_at(place), busy_timeout_ms=1000)
     assert not good.exists()
     assert not report.stuck
     assert report.recorded + len(report.rejected) == 2
-    said_by("spool", "show", "--json", "--db", str(path))
+    tell(report.recorded)
+    said_by("spool", "show", "--json", "--db", place)
+    with open_quietly(place) as store:
+        tell(*((each.session_id, each.status, each.last_seq) for each in store.list_sessions().sessions))
 
 
 # The command line
@@ -409,7 +423,11 @@ def _leads_out(word: str) -> bool:
 
 def appended_lines(data: bytes) -> None:
     """Lines for `append --jsonl`."""
-    said_by("append", "s", "t", "--jsonl", "--json", stdin=data)
+    place = world().fresh("appended.db")
+    tell(said_by("append", "s", "t", "--jsonl", "--json", "--db", place, stdin=data)[0])
+    with open_quietly(place) as store:
+        events = store.read("s", after_seq=20, limit=1000).events
+        tell(*((each.seq, each.type, json.dumps(each.payload), each.event_id, each.run_id) for each in events))
 
 
 @cache
@@ -432,7 +450,7 @@ def said_by(*words: str, stdin: bytes = b"", columns: str = "80") -> tuple[int, 
     out, err = (io.TextIOWrapper(output, "utf-8", "backslashreplace", write_through=True) for output in outputs)
     try:
         os.chdir(directory)
-        os.environ |= {"COLUMNS": columns, "XDG_STATE_HOME": str(directory), "HOME": str(directory)}
+        os.environ |= {"COLUMNS": columns, "HOME": str(directory)}
         os.environ.pop("AEGIS_STORE_URL", None)
         sys.argv, sys.stdin = ["aegis-store", *words], io.TextIOWrapper(io.BytesIO(stdin))
         with redirect_stdout(out), redirect_stderr(err), patch("typer.main.get_command", _command):
@@ -463,3 +481,17 @@ ENTRIES: Final[dict[str, Callable[[bytes], None]]] = {
         *(hook, spool_file, arguments, appended_lines),
     )
 }
+
+AT_A_STORE: Final = (
+    "payload",
+    "names",
+    "cursors",
+    "settings",
+    "redaction",
+    "lines",
+    "state_file",
+    "hook",
+    "spool_file",
+    "appended_lines",
+)
+"""Those that ask the store that the world has, and no file of SQLite."""

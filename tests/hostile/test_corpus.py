@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.hostile import fuzz
-from tests.hostile.entries import ENTRIES, world
+from tests.hostile.entries import ENTRIES
+from tests.hostile.world import of_files
 
 SLOW = {"lines", "state_file", "store_file", "schema", "spool_file", "arguments", "appended_lines"}
 """Those that open a store each time."""
@@ -55,8 +56,8 @@ def files_of(entry: str) -> list[bytes]:
 @pytest.fixture(scope="module", autouse=True)
 def _world() -> Iterator[None]:
     yield
-    world().close()
-    world.cache_clear()
+    of_files().close()
+    of_files.cache_clear()
 
 
 @pytest.fixture(autouse=True)

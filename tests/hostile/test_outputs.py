@@ -16,7 +16,8 @@ from aegis_store import AegisStoreError, EventStore, EventsTruncated, ImportReje
 from aegis_store.spool import Spool
 from aegis_store.target import Target
 from tests.conftest import OpenStore
-from tests.hostile.entries import is_clean, received_hook, said_by, world
+from tests.hostile.entries import is_clean, received_hook, said_by
+from tests.hostile.world import world
 
 HOSTILE = "\x1b[2J\u202e\u2066\ud800\n\x9b"
 
