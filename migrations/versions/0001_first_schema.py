@@ -4,8 +4,10 @@ Revision ID: 0001
 Revises:
 """
 
+from collections.abc import Mapping, Sequence
+
 import sqlalchemy as sa
-from alembic import op
+from alembic import context, op
 from alembic.util import CommandError
 
 revision = "0001"
@@ -35,12 +37,32 @@ def upgrade() -> None:
 def downgrade() -> None:
     if op.get_context().dialect.name == "postgresql":
         return  # stores there begin with 0004
-    if op.get_bind().execute(sa.text("SELECT EXISTS (SELECT 1 FROM session)")).scalar():
-        raise CommandError("refused: the store holds sessions, and base has no place for them")
+    refuse_to_lose(["session"], {"max_events": 1000, "max_event_bytes": 1048576, "terminal_grace_us": 0}, "base")
     op.execute("DROP TRIGGER session_guards_delete")
     op.execute("DROP TRIGGER store_guards_delete")
     for table in ("event", "session", "store"):
         op.drop_table(table)
+
+
+def refuse_to_lose(tables: Sequence[str], knobs: Mapping[str, object], target: str) -> None:
+    """Raise if one of `tables` has a row, or the policy another value than these of `knobs`: `target` has no place for it."""
+    if context.is_offline_mode():
+        raise CommandError("refused: SQL cannot tell whether anything would be lost; run the downgrade on the store")
+    connection = op.get_bind()
+    if any(connection.execute(sa.text(f"SELECT EXISTS (SELECT 1 FROM {table})")).scalar() for table in tables):
+        held = "s or ".join(tables)
+        raise CommandError(f"refused: the store holds {held}s, and {target} has no place for all that they say")
+    policy = connection.execute(sa.text(f"SELECT {', '.join(knobs)} FROM store")).one()._mapping
+    given_up = [
+        f"--{name.removesuffix('_us').replace('_', '-')} {'none' if default is None else default}"
+        for name, default in knobs.items()
+        if policy[name] != default
+    ]
+    if given_up:
+        raise CommandError(
+            f"refused: {target} has no place for all of the retention policy; "
+            f"to give that up: aegis-store policy set {' '.join(given_up)}"
+        )
 
 
 def create_store() -> None:

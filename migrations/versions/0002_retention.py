@@ -11,7 +11,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import context, op
-from alembic.util import CommandError
 
 revision = "0002"
 down_revision = "0001"
@@ -19,6 +18,7 @@ branch_labels = None
 depends_on = None
 
 INT64 = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+KNOBS = {"max_bytes": None, "max_age_us": None, "max_total_bytes": None, "forget_sessions_after_us": None, "mode": "enforce"}
 YEAR_1_US = -62_135_596_800_000_000
 TERMINAL = "status IN ('closed', 'completed', 'failed')"
 
@@ -51,9 +51,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     if op.get_context().dialect.name == "postgresql":
         return  # stores there begin with 0004
-    held = "SELECT EXISTS (SELECT 1 FROM session) OR EXISTS (SELECT 1 FROM tombstone)"
-    if op.get_bind().execute(sa.text(held)).scalar():
-        raise CommandError("refused: the store holds sessions or tombstones, and 0001 has no place for all that they say")
+    revision_before().refuse_to_lose(["session", "tombstone"], KNOBS, down_revision)
     policy = op.get_bind().execute(sa.text("SELECT max_events, max_event_bytes, terminal_grace_us FROM store")).one()
     for name in triggers_before() | SQLITE_TRIGGERS:
         op.execute(f"DROP TRIGGER IF EXISTS {name}")

@@ -3,6 +3,8 @@
 import gzip
 import math
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
+from alembic.util import CommandError
 
 from aegis_store import (
     UNLIMITED,
@@ -554,6 +558,50 @@ def test_a_store_does_not_go_back_that_holds(path: Path, events: int, deleted: b
     said = failed(alembic(*url_of(path), "downgrade", "0001"))
     assert "sessions or tombstones" in said
     assert (content(path), shape_of_file(path), revision(path)) == (before, shape_before, [schema.HEAD])
+
+
+LOST = {
+    # what the policy says, of which that revision knows nothing, and the words that set it back
+    "max_bytes": ("0001", RetentionPolicy(max_bytes=5000), "--max-bytes none"),
+    "max_age": ("0001", RetentionPolicy(max_age=DAY), "--max-age none"),
+    "max_total_bytes": ("0001", RetentionPolicy(max_total_bytes=10_000), "--max-total-bytes none"),
+    "forget_sessions_after": ("0001", RetentionPolicy(forget_sessions_after=DAY), "--forget-sessions-after none"),
+    "mode": ("0001", RetentionPolicy(mode="warn"), "--mode enforce"),
+    "two of them": ("base", RetentionPolicy(max_bytes=5000, mode="warn"), "--max-bytes none --mode enforce"),
+    "max_events": ("base", RetentionPolicy(max_events=UNLIMITED), "--max-events 1000"),
+    "max_event_bytes": ("base", RetentionPolicy(max_event_bytes=5000), "--max-event-bytes 1048576"),
+    "terminal_grace": ("base", RetentionPolicy(terminal_grace=DAY), "--terminal-grace 0"),
+}
+
+
+@pytest.mark.parametrize(("target", "policy", "words"), LOST.values(), ids=list(LOST))
+def test_a_store_does_not_go_back_where_its_policy_would_be_lost(
+    path: Path, target: str, policy: RetentionPolicy, words: str
+) -> None:
+    with opened(path) as store:
+        store.set_retention_policy(policy)
+    before, shape_before = rows(path, "SELECT * FROM store"), shape_of_file(path)
+    with pytest.raises(CommandError, match=f"has no place for all of the retention policy.*aegis-store policy set {words}$"):
+        command.downgrade(migrate.config_for(Target.of(path)), target)
+    assert (rows(path, "SELECT * FROM store"), shape_of_file(path), revision(path)) == (before, shape_before, [schema.HEAD])
+
+
+def test_it_goes_back_once_the_policy_was_given_up_by_the_command_that_is_told(path: Path) -> None:
+    with opened(path) as store:
+        policies = {name: getattr(policy, name) for name, (_, policy, _) in LOST.items() if hasattr(policy, name)}
+        store.set_retention_policy(RetentionPolicy(**policies))
+    for _ in ("0001", "base"):
+        with pytest.raises(CommandError) as caught:
+            command.downgrade(migrate.config_for(Target.of(path)), "base")
+        words = str(caught.value).partition(" aegis-store ")[2].split()
+        program = "from aegis_store.cli import main; main()"
+        subprocess.run([sys.executable, "-c", program, *words, "--db", str(path)], check=True, stdout=subprocess.DEVNULL)
+    command.downgrade(migrate.config_for(Target.of(path)), "base")
+    assert revision(path) == []
+
+
+def test_the_way_back_is_not_written_as_sql_which_could_not_look() -> None:
+    assert "cannot tell whether anything would be lost" in failed(alembic("downgrade", "0002:0001", "--sql")).splitlines()[-1]
 
 
 def test_a_moved_store_does_not_go_back(moved: Path) -> None:
