@@ -355,7 +355,7 @@ REFUSED_BY_THE_SERVER = (
     "ALTER TABLE event ADD CONSTRAINT aegis_test CHECK (seq < 2)",
     "CREATE FUNCTION aegis_test() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more'; END $$;"
     " CREATE TRIGGER aegis_test BEFORE INSERT ON event FOR EACH ROW EXECUTE FUNCTION aegis_test()",
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'aegis-store'",
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()",
 )
 AS_IT_WAS = (
     "ALTER TABLE event DROP CONSTRAINT IF EXISTS aegis_test",

@@ -30,6 +30,9 @@ _EMPTYING = (
     "ALTER SEQUENCE event_position RESTART",
 )
 
+OURS = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'aegis-store'"
+"""The connections of stores in one database: other tests may use the server as well."""
+
 _numbers = itertools.count(1)
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Connection
 
@@ -17,9 +18,14 @@ from tests.migrations.test_deploy import USES
 from tests.postgres.server import Postgres, connect
 
 OpenStore = Callable[..., EventStore]
+Shell = psycopg.Connection[Any]
 WAIT_S = 30
 
 
+IT_WAITS = """
+SELECT 1 FROM pg_locks JOIN pg_database AS d ON d.oid = database AND d.datname = current_database()
+WHERE mode = 'AccessExclusiveLock' AND NOT granted
+"""
 AN_OLDER_WRITER = "SELECT last_seq FROM session WHERE session_id = 's' FOR UPDATE"
 
 
@@ -40,6 +46,14 @@ def moved(url: str, change: str | None = None) -> Iterator[Connection]:
             conn.exec_driver_sql(change)
         conn.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
         yield conn
+
+
+def until_it_waits(shell: Shell) -> None:
+    """Return as soon as a deploy waits for others, which it does for 0.2 s at a time."""
+    until_s = time.monotonic() + WAIT_S
+    while shell.execute(IT_WAITS).fetchone() is None:
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -97,12 +111,12 @@ def test_a_deploy_waits_for_transactions_under_way_and_lets_others_through_meanw
         with moved(postgres_url):
             is_moved.set()
 
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor() as threads, connect(postgres_url) as shell:
         with running._db.read() as conn:
             deploying = threads.submit(move)
-            for number in range(5):
+            for number in range(3):
+                until_it_waits(shell)
                 assert running.append("s", "t", number).seq == 4 + number
-                time.sleep(0.1)
             assert not is_moved.is_set()
             assert conn.exec_driver_sql("SELECT last_seq FROM session").scalar_one() == 3
         deploying.result(WAIT_S)
@@ -119,7 +133,8 @@ def test_a_deploy_and_a_writer_of_another_kind_do_not_deadlock(running: EventSto
         with shell.transaction():
             shell.execute(AN_OLDER_WRITER)
             deploying = threads.submit(move)
-            time.sleep(0.5)
+            with connect(postgres_url) as other:
+                until_it_waits(other)
             shell.execute("SELECT count(*) FROM alembic_version")  # after `session`, which the deploy locks later than this
         deploying.result(WAIT_S)
 

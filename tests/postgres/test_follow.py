@@ -11,7 +11,7 @@ import pytest
 
 from aegis_store import UNLIMITED, EventStore, StoreUnavailable, follow
 from aegis_store.postgres import watcher
-from tests.postgres.server import Postgres, connect
+from tests.postgres.server import OURS, Postgres, connect
 from tests.postgres.test_schema import fill
 from tests.test_follow import END, NEVER_S, WAIT_S, WRITER, Reader, seqs, wait_until, waiting_reader, watching_threads
 from tests.test_follow import only_bells as only_bells
@@ -21,7 +21,7 @@ Shell = psycopg.Connection[Any]
 
 SLEEPERS = "SELECT count(*) FROM pg_locks WHERE mode = 'ShareLock' AND classid = 1095059283 AND objid = 2 AND objsubid = 2"
 LISTENERS = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%lock_shared(1095059283%' AND pid <> pg_backend_pid()"
-LOSE_ALL = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'aegis-store'"
+LOSE_ALL = f"SELECT pg_terminate_backend(pid, 10000) {OURS}"
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_a_follower_goes_on_after_its_connections_were_lost(
     reader = waiting_reader(store, session_id)
     for number in range(1, 4):
         wait_until(lambda: asleep(shell))
-        shell.execute(LOSE_ALL)
+        shell.execute(LOSE_ALL.encode())
         fill(shell, 1)
         assert reader.next().seq == number
     assert capfd.readouterr().err == ""
@@ -165,7 +165,7 @@ def test_a_follower_is_told_when_the_server_is_gone_and_goes_on_from_its_cursor(
         name = url.rpartition("/")[2].partition("?")[0]
         with connect(postgres.url_of("postgres")) as other:
             other.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
-            other.execute(LOSE_ALL)
+            other.execute(f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{name}'".encode())
             found = reader.next()
             assert isinstance(found, StoreUnavailable)
             assert "no connection" in str(found)
@@ -180,7 +180,7 @@ def test_a_follower_that_waits_holds_no_transaction(store: EventStore, shell: Sh
     store.create_session("s")
     waiting_reader(store)
     wait_until(lambda: asleep(shell))
-    states = "SELECT DISTINCT state FROM pg_stat_activity WHERE application_name = 'aegis-store'"
+    states = f"SELECT DISTINCT state {OURS}"
     wait_until(lambda: shell.execute(states.encode()).fetchall() == [("idle",)])
 
 
