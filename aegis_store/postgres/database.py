@@ -12,7 +12,7 @@ from sqlalchemy import event as sa_event
 from aegis_store import watcher
 from aegis_store.any_database import Dialect, Readable, Rows, Sizes
 from aegis_store.connections import check_revision
-from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreClosed, StoreUnavailable
+from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreClosed
 from aegis_store.metrics import Metrics
 from aegis_store.postgres.errors import errors_of
 from aegis_store.postgres.lone import LoneStatements
@@ -43,7 +43,8 @@ _OF_ANOTHER_SCHEMA: Final = ("42", "55000")
 class PostgresDatabase:
     """The connections of one open store. Safe for threads. A forked child cannot use it, and is told so.
 
-    A connection that is lost costs the call that meets it a `StoreUnavailable`; the next call connects again.
+    A connection that is lost amid a call costs that call a `StoreUnavailable`, and the next one connects again. One that was
+    lost while nobody used it costs nothing.
     """
 
     dialect: Dialect = "postgresql"
@@ -124,12 +125,8 @@ class PostgresDatabase:
     def settled_position(self) -> int:
         """The position up to which every transaction that writes events has ended; see the function in the schema."""
         self.check_open()
-        try:
-            with self.errors():
-                return int(self._execute(_SETTLED, {})[0][0])
-        except StoreUnavailable:  # which forgot a connection that may have been lost while nobody used it
-            with self.errors():
-                return int(self._execute(_SETTLED, {})[0][0])
+        with self.errors():
+            return int(self._execute(_SETTLED, {})[0][0])
 
     def _execute(self, sql: str, parameters: dict[str, Any]) -> Rows:
         try:

@@ -27,7 +27,7 @@ from aegis_store import (
     StoreUnavailable,
 )
 from tests.postgres.own_server import OwnServer, directory_for_server, own_server
-from tests.postgres.server import connect
+from tests.postgres.server import OURS, connect
 
 OpenStore = Callable[..., EventStore]
 Shell = psycopg.Connection[Any]
@@ -69,7 +69,7 @@ def held_up(shell: Shell, how: str) -> Iterator[Callable[[str], None]]:
         shell.execute(how.encode())
 
         def meddle(function: str) -> None:
-            waiting = "FROM pg_stat_activity WHERE application_name = 'aegis-store' AND wait_event_type = 'Lock'"
+            waiting = f"{OURS} AND wait_event_type = 'Lock'"
             until_s = time.monotonic() + WAIT_S
             while not other.execute(f"SELECT {function}(pid) {waiting}".encode()).fetchall():
                 assert time.monotonic() < until_s
@@ -142,15 +142,28 @@ def test_a_deadlock_with_another_program_is_told_and_has_done_nothing(filled: Ev
     assert filled.append("s", "t", 3).seq == 4
 
 
-def test_a_network_that_is_cut_is_told_and_the_next_call_connects_again(filled: EventStore) -> None:
+def test_a_network_that_is_cut_while_an_append_waits_is_told_and_the_next_call_connects_again(
+    filled: EventStore, shell: Shell
+) -> None:
     filled.append("s", "t", 3)
     db: Any = filled._db
-    with socket.socket(fileno=os.dup(db._lone._idle[-1].connection.fileno())) as line:
+    line = socket.socket(fileno=os.dup(db._lone._idle[-1].cursor.connection.fileno()))
+    with ThreadPoolExecutor() as threads, line, held_up(shell, ROW) as meddle:
+        outcome = threads.submit(filled.append, "s", "t", 4, event_id="e")
+        meddle("abs")  # which does nothing to it, but waits until it waits
         line.shutdown(socket.SHUT_RDWR)
-    with pytest.raises(StoreUnavailable, match="no connection"):
-        filled.append("s", "t", 4, event_id="e")
+        with pytest.raises(StoreUnavailable, match="no connection"):
+            outcome.result(WAIT_S)
     assert filled.append("s", "t", 4, event_id="e").seq == 5
     assert filled.append("s", "t", 4, event_id="e").seq == 5
+
+
+def test_a_network_that_was_cut_while_nobody_used_it_costs_an_append_nothing(filled: EventStore) -> None:
+    filled.append("s", "t", 3)
+    db: Any = filled._db
+    with socket.socket(fileno=os.dup(db._lone._idle[-1].cursor.connection.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
+    assert filled.append("s", "t", 4).seq == 5
 
 
 def test_a_role_that_has_too_many_connections_is_told_so(postgres_url: str, shell: Shell) -> None:
