@@ -1,6 +1,6 @@
 """A copy of a store beside running writers, and a store made of such a copy: verified before it gets its name.
 
-    copy       all pages of one snapshot, into a draft beside the name      killed here: the draft stays, see `_sweep`
+    copy       all pages of one snapshot, into a draft beside the name      killed here: the draft stays, see `creation.sweep`
     verify     the draft to its end, every record and event
     publish    sync, link: a name that is taken is never replaced
 
@@ -19,11 +19,10 @@ from typing import Any, Final
 
 from aegis_store import driver, gate, migrate
 from aegis_store.alone import Alone, LoneConnection, interruptible
-from aegis_store.creation import SIDE_SUFFIXES, refuse_orphaned_log
+from aegis_store.creation import SIDE_SUFFIXES, refuse_orphaned_log, sweep
 from aegis_store.database import Database
 from aegis_store.draft import Draft, file_errors, path_of
 from aegis_store.errors import SchemaMismatch, StoreFull, StoreUnavailable
-from aegis_store.file_lock import FileLock
 from aegis_store.schema import HEAD
 from aegis_store.settings import BACKUP_PAGES
 from aegis_store.sqlite_errors import errors_of
@@ -35,7 +34,7 @@ OnProgress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all): the file counts twice, as it is copied and as it is verified."""
 
 # Drafts are named as `gate.is_draft` knows them, NAME.PID-HEX.tmp. No process has this PID: it tells them from the drafts of
-# new stores and of `compact`. Whoever makes one holds a lock on it as long as he lives.
+# new stores and of `compact`.
 _DRAFT_PID: Final = "00"
 
 
@@ -88,31 +87,17 @@ def _draft(final: Target) -> Iterator[Draft]:
     """An empty file beside the name, gone at the end unless it was published."""
     with file_errors(final.path):
         refuse_orphaned_log(final)
-    _sweep(final)
+    with suppress(OSError):
+        sweep(final)
     path = final.path.with_name(f"{final.path.name}.{_DRAFT_PID}-{secrets.token_hex(4)}.tmp")
     draft = Draft(final.path, path=path)
-    lock = FileLock(path, mode=0o600)
     try:
-        lock.try_acquire()
         yield draft
     finally:
-        lock.close()
         draft.discard()
         for suffix in SIDE_SUFFIXES[1:]:
             with suppress(OSError):
                 Target(path).side_file(suffix).unlink(missing_ok=True)
-
-
-def _sweep(final: Target) -> None:
-    """Remove the drafts of processes that died while they wrote this name."""
-    with suppress(OSError), os.scandir(final.path.parent) as entries:
-        for entry in entries:
-            if entry.name.startswith(f"{final.path.name}.{_DRAFT_PID}-") and gate.is_draft(final, entry.name):
-                lock = FileLock(Path(entry.path), mode=0o600)
-                with suppress(OSError):
-                    if lock.try_acquire():
-                        os.unlink(entry.path)
-                lock.close()
 
 
 # Copy

@@ -6,17 +6,16 @@ wins and the others use its store.
 
 import os
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from aegis_store import driver, gate, migrate
-from aegis_store.draft import make_directories, sync_directory
+from aegis_store.draft import hold, is_orphan, make_directories, sync_directory
 from aegis_store.errors import StoreUnavailable
 from aegis_store.schema import APPLICATION_ID
-from aegis_store.settings import ORPHAN_AGE_S, PAGE_SIZE_BYTES
+from aegis_store.settings import PAGE_SIZE_BYTES
 from aegis_store.sqlite_errors import errors_of
 from aegis_store.target import Target
 
@@ -42,13 +41,17 @@ def new_store(target: Target) -> Iterator[Target]:
     with errors_of(str(target)):
         refuse_orphaned_log(target)
         make_directories(target.path.parent)
-        _sweep_orphans(target)
+        sweep(target)
         draft = Target(target.path.with_name(f"{target.path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"))
-        os.close(os.open(draft.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        held = os.open(draft.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
-            _prepare(draft)
-            yield draft
-            _finish(draft)
+            try:
+                hold(held)
+                _prepare(draft)
+                yield draft
+                _finish(draft)
+            finally:
+                os.close(held)  # before it is a store, which somebody may open here
             refuse_orphaned_log(target)
             _publish(draft.path, target.path)
         finally:
@@ -66,16 +69,19 @@ def refuse_orphaned_log(target: Target) -> None:
             )
 
 
-def _sweep_orphans(target: Target) -> None:
-    """Remove the drafts of processes that died while they created this store."""
-    oldest = time.time() - ORPHAN_AGE_S
+def sweep(target: Target) -> None:
+    """Remove what is `left_behind`. What cannot be removed is in nobody's way."""
+    for file in left_behind(target):
+        with suppress(OSError):
+            file.unlink()
+
+
+def left_behind(target: Target) -> list[Path]:
+    """The drafts of processes that died while they wrote a store, or a copy of one, under that name; with their side files."""
     with os.scandir(target.path.parent) as entries:
-        for entry in entries:
-            # Another process may sweep too, or publish its draft just now: then there is nothing left to do. What cannot be
-            # removed, another user's or a directory, is in nobody's way.
-            with suppress(OSError):
-                if gate.is_draft(target, entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
-                    os.unlink(entry.path)
+        found = {Path(entry.path) for entry in entries if gate.is_draft(target, entry.name)}
+    in_use = {file for file in found if file.suffix == ".tmp" and not is_orphan(file)}
+    return [file for file in found if file.with_suffix(".tmp") not in in_use and is_orphan(file)]
 
 
 def _prepare(draft: Target) -> None:
@@ -117,4 +123,4 @@ def ensure(target: Target) -> None:
         create(target)
     elif target.path.stat().st_nlink > 1:
         with errors_of(str(target)):
-            _sweep_orphans(target)  # the draft of a process that died just when it had linked it into place
+            sweep(target)  # the draft of a process that died just when it had linked it into place

@@ -15,11 +15,12 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple
 
 from aegis_store import driver, file_system, gate
+from aegis_store.creation import left_behind
 from aegis_store.errors import AegisStoreError, plural, shown
 from aegis_store.events import from_us
 from aegis_store.read_marks import Reader, readers
 from aegis_store.schema import HEAD
-from aegis_store.settings import LOG_PAGES_LIMIT, LOG_PAGES_MAX, ORPHAN_AGE_S, PAGE_SIZE_BYTES
+from aegis_store.settings import LOG_PAGES_LIMIT, LOG_PAGES_MAX, PAGE_SIZE_BYTES
 from aegis_store.sqlite_errors import errors_of
 from aegis_store.target import Target, is_open_here
 
@@ -166,16 +167,10 @@ def _side_files(target: Target) -> Iterator[Finding]:
 
 
 def _left_behind(target: Target) -> Iterator[Finding]:
-    oldest = time.time() - ORPHAN_AGE_S
-    orphans = []
-    with os.scandir(target.path.parent) as entries:
-        for entry in entries:
-            with suppress(FileNotFoundError):
-                if gate.is_draft(target, entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
-                    orphans.append(entry.name)
+    orphans = sorted(shown(file.name) for file in left_behind(target))
     if orphans:
-        found = f"{plural(len(orphans), 'temporary file')} of a process that died: {', '.join(map(shown, sorted(orphans)[:5]))}"
-        yield Finding("left behind", "warning", found, "remove them, if no backup, restore or compaction is at work")
+        found = f"{plural(len(orphans), 'temporary file')} of a process that died: {', '.join(orphans[:5])}"
+        yield Finding("left behind", "warning", found, "remove them")
     else:
         yield Finding("left behind", "ok", "nothing")
 

@@ -2,17 +2,28 @@
 
 It is written beside its name, as `NAME.tmp`, and linked into place at the end. A link never replaces a file, so of two
 processes that write the same name at once one wins, and the other is told.
+
+Who writes a draft holds it, by a lock that ends with him. So what the killed have left can be told from what others write, and
+is removed by the next one who may.
 """
 
 import errno
 import io
 import os
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from aegis_store.errors import FileUnavailable, InvalidInput, StoreFull, shown
+from aegis_store.settings import ORPHAN_AGE_S
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _WHAT_TO_DO: Final = {
     errno.ENOENT: "its directory does not exist: make it, or check the path",
@@ -73,6 +84,7 @@ class Draft:
                     f"{shown(str(self.path))} stands already: another process is writing it, or has died; if so, remove it"
                 ) from None
             self._stands = True
+            hold(self._descriptor)
             if path is not None:
                 os.chmod(self.path, 0o600)  # whatever the umask: SQLite opens it again, by its name
 
@@ -102,6 +114,8 @@ class Draft:
         """Give the file its name, durably. Raises `InvalidInput` if the name was taken meanwhile."""
         with file_errors(self.final):
             os.fsync(self._descriptor)
+            # Closed first: as soon as it has its name it may be open as a store here, which would lose its locks.
+            os.utime(self.path)  # so that nobody takes it for an orphan meanwhile
             self._close()
             self._link()
             try:
@@ -139,6 +153,33 @@ class Draft:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def hold(descriptor: int) -> None:
+    """Show others, for as long as the file is open there, that somebody writes it."""
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without locks, where nothing is ever taken for an orphan
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_orphan(draft: str | os.PathLike[str]) -> bool:
+    """Whether the file was left behind: untouched for ten minutes, and nobody holds it. Where that cannot be known: no."""
+    try:
+        found = os.lstat(draft)
+        if not stat.S_ISREG(found.st_mode) or found.st_mtime > time.time() - ORPHAN_AGE_S:
+            return False
+        # One that has its name as well is needed no more, and may be a store, whose locks it would cost to open and close it
+        # here. Windows removes no file that somebody has open.
+        if found.st_nlink > 1 or fcntl is None:
+            return True
+        descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
+    except OSError:  # gone, held, another user's, or on a file system without locks
+        return False
+    return True
 
 
 def _taken(final: Path) -> InvalidInput:

@@ -19,7 +19,6 @@ import errno
 import json
 import os
 import stat
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -31,11 +30,11 @@ from typing import Final, NamedTuple, TypeVar
 from platformdirs import user_state_path
 
 from aegis_store.any_database import Place, place_at
-from aegis_store.draft import make_directories, sync_directory
+from aegis_store.draft import hold, is_orphan, make_directories, sync_directory
 from aegis_store.errors import AegisStoreError, EventIdConflict, InvalidEvent, InvalidSession, SessionExists
 from aegis_store.events import to_us
 from aegis_store.file_lock import FileLock
-from aegis_store.settings import MAX_INPUT_BYTES, ORPHAN_AGE_S
+from aegis_store.settings import MAX_INPUT_BYTES
 from aegis_store.target import Target
 
 REFUSED: Final = (InvalidEvent, InvalidSession, SessionExists, EventIdConflict)
@@ -167,12 +166,11 @@ class Spool:
 
     def sweep(self) -> None:
         """Remove what processes left behind that were killed while they wrote, as far as it can be."""
-        oldest_s = time.time() - ORPHAN_AGE_S
         for place in self._ours():
             for directory in (place, place / "rejected"):
                 for draft in _files(directory, ".tmp"):
                     with suppress(OSError):  # gone, or another user's: it is in nobody's way
-                        if draft.stat().st_mtime < oldest_s:
+                        if is_orphan(draft):
                             draft.unlink()
 
 
@@ -265,6 +263,7 @@ def _put(directory: Path, name: str, text: str) -> Path:
     draft, final = directory / f"{name}.{os.getpid()}.tmp", directory / name
     try:
         with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o600), "wb") as file:
+            hold(file.fileno())
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())

@@ -172,11 +172,13 @@ def test_killed_it_leaves_a_draft_that_the_next_one_removes_and_one_at_work_keep
     killed = subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "backup")], check=False)
     assert killed.returncode == -9
     (orphan,) = tmp_path.glob("backup.00-*.tmp")
+    os.utime(orphan, (0, 0))
     drafts: list[Path] = []
 
     def look(_done: int, _size: int) -> None:
         if not drafts:
             drafts.extend(tmp_path.glob("backup.00-*.tmp"))
+            os.utime(drafts[0], (0, 0))
             store.backup(tmp_path / "backup")
 
     with pytest.raises(InvalidInput, match="no file is overwritten"):

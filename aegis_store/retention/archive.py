@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -13,11 +12,11 @@ from sqlalchemy import Connection, Row, select
 
 from aegis_store.any_database import streamed
 from aegis_store.checksum import STORE_NUMBER
-from aegis_store.draft import file_errors, make_directories, path_of
+from aegis_store.draft import file_errors, is_orphan, make_directories, path_of
 from aegis_store.lines import LinesWriter
 from aegis_store.retention.history import StoredHistory
 from aegis_store.schema import event, session
-from aegis_store.settings import ARCHIVE_FILE_EVENTS, ORPHAN_AGE_S
+from aegis_store.settings import ARCHIVE_FILE_EVENTS
 
 _LONGEST_NAME: Final = 80
 _SUFFIX: Final = ".jsonl.gz"  # gzip, which every machine can read without us, for as long as archives are kept
@@ -67,9 +66,8 @@ class Archive:
 
 def _sweep(directory: Path) -> None:
     """Remove what runs that were killed have left half written."""
-    oldest = time.time() - ORPHAN_AGE_S
     with os.scandir(directory) as entries:
         for entry in entries:
             with suppress(OSError):  # another run sweeps too; what is another user's, or a directory, is in nobody's way
-                if _DRAFT.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
+                if _DRAFT.fullmatch(entry.name) and is_orphan(entry.path):
                     os.unlink(entry.path)

@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple
 
 from aegis_store import driver, gate
 from aegis_store.alone import Alone, LoneConnection, interruptible
+from aegis_store.draft import hold
 from aegis_store.errors import ReadOnlyStore, StoreBusy, StoreCorrupt, StoreFull, StoreUnavailable
 from aegis_store.sqlite_errors import errors_of, translated
 from aegis_store.target import Target, is_open_here
@@ -208,10 +209,12 @@ def _draft(target: Target) -> Iterator[Target]:
         with suppress(OSError):  # another user's, or a directory: it is in nobody's way
             os.unlink(orphan)
     draft = Target(directory / f"{name}.{_DRAFT_PID}-{secrets.token_hex(4)}.tmp")
-    os.close(os.open(draft.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    held = os.open(draft.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     try:
+        hold(held)
         yield draft
     finally:
+        os.close(held)
         for suffix in _SIDE_SUFFIXES:
             draft.side_file(suffix).unlink(missing_ok=True)
 

@@ -105,7 +105,8 @@ class Transfer(OpenStore):
 
         Raises `InvalidInput` if the name is taken, `StoreFull`, `FileUnavailable`, `StoreUnavailable`, and `StoreCorrupt` for
         any damage of the store. Then, and when it is interrupted, nothing is left. After `kill -9` a draft (NAME.00-….tmp)
-        may stay behind; the next backup to that name removes it. On PostgreSQL it is `InvalidInput`: `pg_dump` does that there.
+        may stay behind; a backup to that name removes it when it is ten minutes old, but never one at which somebody works. On
+        PostgreSQL it is `InvalidInput`: `pg_dump` does that there.
         """
         Server.refuse(self._db.target, "backup")
         return backups.backup(self._db, path, on_progress=on_progress)
