@@ -87,7 +87,9 @@ class Server:
         """SQLAlchemy's engine; each connection has those `settings` of PostgreSQL."""
         self.check_driver()
         options["connect_args"] = {"client_encoding": "utf8", **self._timeout(), **options.get("connect_args", {})}
-        engine = create_engine(self.url, hide_parameters=True, execution_options={"store": str(self)}, **options)
+        options["execution_options"] = {"store": str(self)}
+        # The tables have no hstore: no connection has to ask for it first.
+        engine = create_engine(self.url, hide_parameters=True, use_native_hstore=False, **options)
 
         # Not by the option of the connection, which poolers refuse. Outside of any transaction: it would be rolled back.
         def prepare(connection: Any, _record: object) -> None:

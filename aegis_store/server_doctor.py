@@ -260,7 +260,7 @@ def _schema(server: Server) -> Finding:
     from aegis_store.postgres import deploy  # noqa: PLC0415 - as above
 
     try:
-        deploy.check(server)
+        deploy.check(server, deploy.revision(server))
     except AegisStoreError as error:
         return Finding("schema", "problem", error.what, error.hint)
     return Finding("schema", "ok", HEAD)

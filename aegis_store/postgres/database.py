@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any, Final, cast
 
 import psycopg
@@ -14,6 +14,7 @@ from aegis_store.any_database import Dialect, Readable, Rows, Sizes
 from aegis_store.connections import check_revision
 from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreClosed
 from aegis_store.metrics import Metrics
+from aegis_store.postgres import deploy
 from aegis_store.postgres.errors import errors_of
 from aegis_store.postgres.lone import LoneStatements
 from aegis_store.postgres.watcher import ServerWatcher
@@ -72,9 +73,15 @@ class PostgresDatabase:
         sa_event.listen(self._engine, "begin", self._begin)
         self._snapshots = self._engine.execution_options(begin=_READS)
         self._writers = self._engine.execution_options(begin=_WRITES, locks_rows=True)
-        self._alone = server.engine(settings=settings, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, **pool)
-        self._lone = LoneStatements(self._alone)
+        self._outside = self._engine.pool.recreate()  # of connections that no transaction uses
+        self._lone = LoneStatements(self._outside)
         self.watcher = ServerWatcher(server, self._connection_for_good)
+
+    def revision(self) -> str:
+        """As `deploy.revision`, on a connection that the first transaction then has."""
+        with self.errors(), closing(self._engine.raw_connection()) as connection:
+            raw: Any = connection.driver_connection
+            return deploy.revision_by(raw.execute, self.target)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -159,7 +166,7 @@ class PostgresDatabase:
     def _connection_for_good(self) -> "psycopg.Connection[object]":
         """A connection outside of the pools, in autocommit; who asks for it closes it."""
         with self.errors():
-            pooled = self._alone.raw_connection()
+            pooled = self._outside.connect()
             connection = cast("psycopg.Connection[object]", pooled.driver_connection)
             pooled.detach()
         return connection
@@ -203,10 +210,9 @@ class PostgresDatabase:
     def _forget_connections(self) -> None:
         """All of them: when one was lost, so were most likely the others."""
         self._lone.forget()
-        for engine in (self._engine, self._alone):
-            forgotten = engine.pool
-            engine.dispose(close=False)
-            forgotten.dispose()  # after there is another, so that `_transaction` sees it
+        forgotten = self._engine.pool
+        self._engine.dispose(close=False)
+        forgotten.dispose()  # after there is another, so that `_transaction` sees it
 
 
 class _OneSnapshot:

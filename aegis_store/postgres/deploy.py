@@ -7,8 +7,9 @@ nor causes a deadlock, whatever its revisions do to the tables.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
@@ -17,7 +18,7 @@ from sqlalchemy.pool import NullPool
 from aegis_store import migrate
 from aegis_store.errors import NotAnAegisStore, SchemaMismatch, StoreUnavailable
 from aegis_store.postgres.errors import errors_of
-from aegis_store.schema import HEAD
+from aegis_store.schema import HEAD, REVISION_SQL
 from aegis_store.server import Server
 from aegis_store.settings import DEPLOY_LOCK_MS, DEPLOY_PAUSE_S, MIGRATION_PATIENCE_S
 
@@ -33,12 +34,22 @@ def revision(server: Server) -> str:
     Raises `NotAnAegisStore` for a schema whose Alembic history is another program's, `StoreUnavailable`.
     """
     with _connection(server) as conn:
-        return _revision(server, conn)
+        return revision_by(conn.exec_driver_sql, server)
 
 
-def check(server: Server) -> None:
-    """Return if there is a store at the schema of this library. Raises `SchemaMismatch` and what `revision` raises."""
-    found = revision(server)
+def revision_by(execute: Callable[[str], Any], server: Server) -> str:
+    """As `revision`; `execute` is that of a connection."""
+    has_history, is_ours = execute(_NAMES).fetchone()
+    if not has_history:
+        return "base"
+    row = execute(REVISION_SQL).fetchone()
+    if row and not is_ours:
+        raise NotAnAegisStore(store=str(server), detail="a schema that another program migrates: name another in search_path")
+    return str(row[0]) if row else "base"
+
+
+def check(server: Server, found: str) -> None:
+    """Return if the revision that was `found` is that of this library. Raises `SchemaMismatch`."""
     if found != HEAD:
         raise SchemaMismatch(store=str(server), found=found, expected=HEAD)
 
@@ -56,7 +67,7 @@ def connection_for(server: Server) -> Iterator[Connection]:
     """A connection inside one transaction, for one deploy at a time. A revision that fails takes nothing along."""
     with _connection(server) as conn:
         conn.exec_driver_sql(_ONE_DEPLOY_AT_A_TIME)
-        found = _revision(server, conn)
+        found = revision_by(conn.exec_driver_sql, server)
         if found != "base" and found > HEAD:
             raise SchemaMismatch(store=str(server), found=found, expected=HEAD)
         if found == "base":
@@ -93,13 +104,3 @@ def _connection(server: Server) -> Iterator[Connection]:
     engine = server.engine(settings={"client_min_messages": "warning"}, poolclass=NullPool)
     with errors_of(server), engine.begin() as connection:
         yield connection
-
-
-def _revision(server: Server, conn: Connection) -> str:
-    has_history, is_ours = conn.exec_driver_sql(_NAMES).one()
-    if not has_history:
-        return "base"
-    found = conn.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-    if found is not None and not is_ours:
-        raise NotAnAegisStore(store=str(server), detail="a schema that another program migrates: name another in search_path")
-    return str(found or "base")

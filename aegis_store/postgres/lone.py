@@ -4,7 +4,7 @@ import selectors
 from collections import deque
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Engine
+from sqlalchemy import Pool
 
 from aegis_store.any_database import Rows
 
@@ -29,8 +29,8 @@ class _Lone(NamedTuple):
 class LoneStatements:
     """Cursors that no one uses at the moment, each on a connection of its own. Safe for threads: a deque is."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
         self._idle: deque[_Lone] = deque()
         self._is_closed = False
 
@@ -60,7 +60,7 @@ class LoneStatements:
             if not lone.is_lost():
                 return lone
             lone.close()
-        connection = self._engine.raw_connection()
+        connection = self._pool.connect()
         driver: Any = connection.driver_connection
         connection.detach()
         selector = _Selector()

@@ -18,7 +18,15 @@ def open_database(
     redact: Redact | None = None,
 ) -> PostgresDatabase:
     """Its connections. Raises what `EventStore.open` raises."""
-    if create and not read_only and deploy.revision(server) == "base":
-        deploy.upgrade(server)
-    deploy.check(server)
-    return PostgresDatabase(server, durability=durability, read_only=read_only, busy_timeout_ms=busy_timeout_ms, redact=redact)
+    database = PostgresDatabase(
+        server, durability=durability, read_only=read_only, busy_timeout_ms=busy_timeout_ms, redact=redact
+    )
+    try:
+        found = database.revision()
+        if found == "base" and create and not read_only:
+            _, found = deploy.upgrade(server)
+        deploy.check(server, found)
+    except BaseException:
+        database.close()
+        raise
+    return database

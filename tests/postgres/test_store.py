@@ -59,6 +59,20 @@ def test_a_transaction_that_writes_no_event_hides_none(store: EventStore, shell:
         shell.execute("DROP TABLE beside")
 
 
+def test_a_store_is_looked_at_and_read_on_one_connection(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, connect_one = [], psycopg.connect
+
+    def connect_and_note(**given: Any) -> Shell:
+        made.append(connect_one(**given))
+        return made[-1]
+
+    monkeypatch.setattr(psycopg, "connect", connect_and_note)
+    with EventStore.open(postgres_url) as store:
+        store.list_sessions()
+        assert len(made) == 1
+    assert made[0].closed
+
+
 def test_no_connection_is_left_open_by_a_call_that_connects_while_another_closes_the_store(
     store: EventStore, open_store: OpenStore
 ) -> None:
