@@ -80,8 +80,11 @@ class ServerWorld(World):
     """The same on PostgreSQL, in two databases, which are empty: that of all inputs, and that of one."""
 
     def __init__(self, template: Path, of_all: str, of_one: str) -> None:
+        from tests.postgres.server import SharedStore
+
         super().__init__(template)
         self._of_all, self._of_one = of_all, of_one
+        self._emptied = SharedStore(of_one)
         for url in (of_all, of_one):
             EventStore.copy(self.template, url)
         with _shell(self._of_one) as shell:
@@ -93,9 +96,7 @@ class ServerWorld(World):
         return self._of_all
 
     def fresh(self, name: str) -> str:
-        from tests.postgres.server import empty
-
-        empty(self._of_one)
+        self._emptied.emptied()
         with _shell(self._of_one) as shell, shell.transaction():
             shell.execute("SET LOCAL session_replication_role = replica")
             shell.execute("DELETE FROM store")
@@ -104,6 +105,10 @@ class ServerWorld(World):
             shell.execute("SELECT setval('event_position', max(position)) FROM event")
             shell.execute("SELECT setval('session_id_seq', max(id)) FROM session")
         return self._of_one
+
+    def close(self) -> None:
+        super().close()
+        self._emptied.close()
 
 
 def _shell(url: str) -> Any:

@@ -11,8 +11,9 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -22,13 +23,16 @@ from aegis_store import EventStore
 
 URL_VARIABLE = "AEGIS_TEST_POSTGRES_URL"
 
-# Without the triggers that refuse it. The positions begin anew, too.
-_EMPTYING = (
-    "SET session_replication_role = replica",
-    "TRUNCATE event, session, tombstone, prune_run, store RESTART IDENTITY",
-    "INSERT INTO store (id, max_events, max_event_bytes, terminal_grace_us) VALUES (1, 1000, 1048576, 0)",
-    "ALTER SEQUENCE event_position RESTART",
-)
+# To delete what little a test leaves takes a tenth of the time of TRUNCATE, which makes new files for all tables and indexes.
+_TABLES = ("event", "session", "tombstone", "prune_run", "store")
+_COUNT = "SELECT (SELECT count(*) FROM event) + (SELECT count(*) FROM session) + (SELECT count(*) FROM tombstone)"
+_MANY_ROWS = 1000
+_DELETE = "; ".join(f"DELETE FROM {table}" for table in _TABLES)
+_TRUNCATE = f"TRUNCATE {', '.join(_TABLES)}"
+_AS_NEW = """
+INSERT INTO store (id, max_events, max_event_bytes, terminal_grace_us) VALUES (1, 1000, 1048576, 0);
+SELECT setval(name, 1, false) FROM unnest(ARRAY['event_position', 'session_id_seq', 'prune_run_id_seq']) AS name
+"""
 
 OURS = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'aegis-store'"
 """The connections of stores in one database: other tests may use the server as well."""
@@ -41,8 +45,9 @@ class Postgres:
 
     def __init__(self, url: URL) -> None:
         self._url = url.set(drivername="postgresql+psycopg")
-        self._store = self._new_database()
-        EventStore.upgrade(self.url_of(self._store))
+        self._database = self._new_database()
+        EventStore.upgrade(self.url_of(self._database))
+        self._store = SharedStore(self.url_of(self._database))
 
     def url_of(self, database: str) -> str:
         return self._url.set(database=database).render_as_string(hide_password=False)
@@ -63,12 +68,12 @@ class Postgres:
         self.drop(name)
 
     def emptied(self) -> str:
-        """The URL of a store that is as new, the same each time: 20 times as fast as a database of one's own."""
-        empty(self.url_of(self._store))
-        return self.url_of(self._store)
+        """The URL of a store that is as new, the same each time: a hundred times as fast as a database of one's own."""
+        return self._store.emptied()
 
     def close(self) -> None:
-        self.drop(self._store)
+        self._store.close()
+        self.drop(self._database)
 
     def _execute(self, sql: str) -> None:
         with connect(self._url) as connection:
@@ -81,11 +86,25 @@ def connect(url: URL | str) -> "psycopg.Connection[tuple[object, ...]]":
     return psycopg.connect(plain, autocommit=True)
 
 
-def empty(url: str) -> None:
-    """Make the store there as new."""
-    with connect(url) as connection:
-        for statement in _EMPTYING:
-            connection.execute(statement.encode())
+class SharedStore:
+    """A store that one test after the other has to itself. The connection that empties it stays open."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection = connect(url)
+        self._execute("SET session_replication_role = replica")  # without the triggers that refuse it
+
+    def emptied(self) -> str:
+        """Its URL, when it is as new."""
+        (rows,) = self._execute(_COUNT).fetchone() or (0,)
+        self._execute(f"BEGIN; {_TRUNCATE if rows > _MANY_ROWS else _DELETE}; {_AS_NEW}; COMMIT")
+        return self._url
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _execute(self, sql: str) -> "psycopg.Cursor[tuple[Any, ...]]":
+        return self._connection.execute(sql.encode())
 
 
 def need_wheel() -> None:
@@ -104,9 +123,8 @@ def need_wheel() -> None:
 def postgres_server() -> Iterator[Postgres]:
     named = os.environ.get(URL_VARIABLE)
     if named:
-        server = Postgres(make_url(named))
-        yield server
-        server.close()
+        with closing(Postgres(make_url(named))) as server:
+            yield server
         return
     need_wheel()
     with warnings.catch_warnings():
@@ -121,4 +139,5 @@ def postgres_server() -> Iterator[Postgres]:
                 for setting in ("fsync = off", "full_page_writes = off"):  # nobody cuts the power here
                     connection.execute(f"ALTER SYSTEM SET {setting}".encode())
                 connection.execute("SELECT pg_reload_conf()")
-            yield Postgres(url)
+            with closing(Postgres(url)) as server:
+                yield server
