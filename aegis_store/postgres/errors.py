@@ -22,14 +22,16 @@ _READ_ONLY: Final = ("25006", "42501")  # a standby or read-only connection, ins
 _HOW_TO_WRITE: Final = "write to the primary, without read_only, as a role that may insert and update there"
 _SCHEMA: Final = ("42P01", "42703", "42883")  # no such table, column, function
 
-# What a server that refuses a connection says; libpq hands on no code of it.
-_REFUSED: Final = (
-    "authentication failed",
-    "does not exist",
-    "no pg_hba.conf entry",
-    "no password supplied",
-    "connection option",
-)
+# What refuses a connection and will do so again, and what to look at; libpq hands on no code of it. The first that fits.
+_REFUSED: Final = {
+    "check sslmode and sslrootcert in the URL, and the certificate of the server": (
+        *("certificate", "does not support SSL", "sslmode"),
+    ),
+    "check the service that the URL or PGSERVICE names, and the service file": ("definition of service", "service file"),
+    "check the user, the password and the database of the URL": (
+        *("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied", "connection option"),
+    ),
+}
 
 
 @contextmanager
@@ -71,8 +73,9 @@ def _why_unavailable(state: str, message: str) -> str:
         return f"{message}: its schema is not the one that this library made, or is not in the search_path"
     if state and not state.startswith(("08", "57P", "53")):
         return f"PostgreSQL answered {state}: {message}"
-    if any(words in message for words in _REFUSED):
-        return f"{message}: check the user, the password and the database of the URL"
+    for advice, phrases in _REFUSED.items():
+        if any(phrase in message for phrase in phrases):
+            return f"{message}: {advice}"
     return f"no connection ({message}): try again; an append is safe to repeat with its event_id"
 
 

@@ -212,7 +212,7 @@ def test_a_terminal_gets_colours_unless_it_or_the_user_wants_none(filled: Path, 
 class Watched:
     """`inspect --watch` on a terminal of 80 columns and so many lines."""
 
-    def __init__(self, filled: Path, lines: int, *arguments: str) -> None:
+    def __init__(self, filled: Path | str, lines: int, *arguments: str) -> None:
         import fcntl
         import termios
 

@@ -251,6 +251,26 @@ def test_a_server_that_is_stopped_is_told_and_when_it_is_back_the_store_goes_on(
     assert at_server.append(name, "t", 2).seq == 2
 
 
+def test_inspect_watch_says_that_the_server_was_stopped_and_leaves_the_screen_as_it_was(
+    server: OwnServer, at_server: EventStore, request: pytest.FixtureRequest
+) -> None:
+    from tests.cli.test_inspect import Watched  # which needs a terminal
+
+    name = request.node.name
+    at_server.append(name, "begun", 1)
+    watched = Watched(server.url, 60, name)
+    watched.until("begun")
+    at_server.append(name, "gone_on", 1)
+    watched.until("gone_on")
+    server.stop()
+    watched.until(r"\x1b\[\?1049l")
+    code, told = watched.end()
+    server.start()
+    assert code == 5
+    assert b"no connection" in told
+    assert told.count(b"\n") == 1
+
+
 def test_a_full_disk_of_the_server_is_told_and_with_room_the_append_is_done(
     server: OwnServer, at_server: EventStore, request: pytest.FixtureRequest, chance: random.Random
 ) -> None:
