@@ -69,6 +69,7 @@ def restore(source: Target, final: Target, *, on_progress: OnProgress | None = N
         with _standing_still(source) as pages:
             _copy(pages, draft, on_progress)
         if found != HEAD:
+            draft.check()
             migrate.upgrade(Target(draft.path))
         return _published(draft, _verified(draft, str(source), on_progress), started_s)
 
@@ -121,10 +122,19 @@ def _connected(target: Target, query: str) -> Any:
     return driver.dbapi.connect(target.uri(query), uri=True, isolation_level=None, factory=LoneConnection)
 
 
+@contextmanager
+def _opened(draft: Draft, query: str) -> Iterator[Any]:
+    """A connection to the draft, and to no file that somebody has put in its place."""
+    with errors_of(str(draft.final)), closing(_connected(Target(draft.path), query)) as connection:
+        draft.check()
+        yield connection
+
+
 def _copy(pages: Any, draft: Draft, on_progress: OnProgress | None) -> None:
     """All pages of the snapshot that `pages` has. Synced little by little: one large sync would hold up the writers' own."""
     size_bytes = _pragma(pages, "page_count") * _pragma(pages, "page_size")
-    available_bytes = shutil.disk_usage(draft.path.parent).free
+    with file_errors(draft.final):
+        available_bytes = shutil.disk_usage(draft.path.parent).free
     if available_bytes < size_bytes:
         detail = f"the copy needs {size_bytes:,} bytes, {available_bytes:,} are available"
         raise StoreFull(store=str(draft.final), detail=detail)
@@ -134,7 +144,7 @@ def _copy(pages: Any, draft: Draft, on_progress: OnProgress | None) -> None:
         if on_progress is not None:
             on_progress(int((1 - remaining / max(count, 1)) * size_bytes), 2 * size_bytes)
 
-    with errors_of(str(draft.final)), closing(_connected(Target(draft.path), "mode=rw")) as copy:
+    with _opened(draft, "mode=rw") as copy:
         # Nobody else sees it, and a copy that was cut off is thrown away.
         copy.execute("PRAGMA journal_mode = OFF").fetchall()
         copy.execute("PRAGMA synchronous = OFF")
@@ -150,19 +160,19 @@ def _pragma(connection: Any, name: str) -> int:
 
 def _verified(draft: Draft, original: str, on_progress: OnProgress | None) -> VerifyReport:
     """`StoreCorrupt` about the original for any damage."""
-    size_bytes = draft.path.stat().st_size
+    size_bytes = _size_bytes(draft)
 
     def look(done: int, events: int) -> None:
         if on_progress is not None:
             on_progress(size_bytes + int(size_bytes * done / max(events, 1)), 2 * size_bytes)
 
-    with closing(_connected(Target(draft.path), "mode=ro&immutable=1")) as copy, interruptible(copy, lambda: None):
+    with _opened(draft, "mode=ro&immutable=1") as copy, interruptible(copy, lambda: None):
         return refuse_damaged(Alone(original, copy), original, on_progress=look)
 
 
 def _published(draft: Draft, verified: VerifyReport, started_s: float) -> BackupReport:
     refuse_orphaned_log(Target(draft.final))
-    size_bytes = draft.path.stat().st_size
+    size_bytes = _size_bytes(draft)
     draft.publish()
     return BackupReport(
         sessions=verified.sessions,
@@ -170,3 +180,8 @@ def _published(draft: Draft, verified: VerifyReport, started_s: float) -> Backup
         bytes=size_bytes,
         duration_s=time.monotonic() - started_s,
     )
+
+
+def _size_bytes(draft: Draft) -> int:
+    with file_errors(draft.final):
+        return draft.path.stat().st_size

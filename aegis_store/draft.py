@@ -5,6 +5,9 @@ processes that write the same name at once one wins, and the other is told.
 
 Who writes a draft holds it, by a lock that ends with him. So what the killed have left can be told from what others write, and
 is removed by the next one who may.
+
+All happens in the directory that was there at the beginning, even if its path leads elsewhere meanwhile; then the file does not
+get its name.
 """
 
 import errno
@@ -24,6 +27,10 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+# Not on Windows, which moves no directory away in which somebody has a file open.
+_NAMES_IN_OPEN_DIRECTORIES: Final = os.open in os.supports_dir_fd
+_DESCRIPTORS_FOR_NAMES: Final = {os.chmod, os.utime} <= os.supports_fd
 
 _WHAT_TO_DO: Final = {
     errno.ENOENT: "its directory does not exist: make it, or check the path",
@@ -72,21 +79,29 @@ class Draft:
         self.final = final
         self.size_bytes = 0
         self._descriptor = -1
+        self._directory: int | None = None
         self._stands = False
         with file_errors(final):
             if os.path.lexists(final):
                 raise _taken(final)
             self.path = final.with_name(f"{final.name}.tmp") if path is None else path
+            self._directory = _opened(final.parent)
+            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0)
             try:
-                self._descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o600)
+                self._descriptor = os.open(self._name(self.path), flags, 0o600, dir_fd=self._directory)
             except FileExistsError:
+                self._close()
                 raise InvalidInput(
                     f"{shown(str(self.path))} stands already: another process is writing it, or has died; if so, remove it"
                 ) from None
+            except BaseException:
+                self._close()
+                raise
             self._stands = True
+            self._found = os.fstat(self._descriptor)
             hold(self._descriptor)
-            if path is not None:
-                os.chmod(self.path, 0o600)  # whatever the umask: SQLite opens it again, by its name
+            if path is not None:  # whatever the umask: SQLite opens it again, by its name
+                os.chmod(self._itself(), 0o600)
 
     def write(self, content: bytes) -> None:
         """Write on. Raises as the class says; then discard the draft."""
@@ -110,36 +125,66 @@ class Draft:
         with file_errors(self.final):
             os.fsync(self._descriptor)
 
+    def check(self) -> None:
+        """Raise `FileUnavailable` if another file is at `path` by now: for who has opened it by that, and not written yet."""
+        self._check_at(self.path)
+
     def publish(self) -> None:
-        """Give the file its name, durably. Raises `InvalidInput` if the name was taken meanwhile."""
+        """Give the file its name, durably.
+
+        Raises `InvalidInput` if the name was taken meanwhile, `FileUnavailable` if its path leads to another directory now.
+        """
         with file_errors(self.final):
             os.fsync(self._descriptor)
+            os.utime(self._itself())  # so that nobody takes it for an orphan now
             # Closed first: as soon as it has its name it may be open as a store here, which would lose its locks.
-            os.utime(self.path)  # so that nobody takes it for an orphan meanwhile
-            self._close()
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
             self._link()
             try:
-                self.path.unlink(missing_ok=True)
+                self._remove(self.path)
                 self._stands = False
                 sync_directory(self.final.parent)
+                self._check_at(self.final)
             except BaseException:
-                # It might be gone after a power cut, so nobody may rely on it.
-                self.final.unlink(missing_ok=True)
+                # It might be gone after a power cut, or is where nobody looks for it, so nobody may rely on it.
+                self._remove(self.final)
                 raise
+            self._close()
 
     def discard(self) -> None:
         """Remove what was written. After `publish`: nothing."""
         # The error that led here is the one to be told; a draft that cannot be removed is refused by name next time.
+        if self._stands:
+            with suppress(OSError):
+                self._remove(self.path)
+            self._stands = False
         with suppress(OSError):
             self._close()
-        if self._stands:  # else the name may be that of another writer's draft by now
-            with suppress(OSError):
-                self.path.unlink(missing_ok=True)
-            self._stands = False
+
+    def _itself(self) -> int | Path:
+        return self._descriptor if _DESCRIPTORS_FOR_NAMES else self.path
+
+    def _name(self, path: Path) -> str:
+        return str(path) if self._directory is None else path.name
+
+    def _remove(self, path: Path) -> None:
+        """Remove the file by that name, which may be that of another one by now."""
+        with suppress(FileNotFoundError):
+            found = os.stat(self._name(path), dir_fd=self._directory, follow_symlinks=False)
+            if os.path.samestat(found, self._found):
+                os.unlink(self._name(path), dir_fd=self._directory)
+
+    def _check_at(self, path: Path) -> None:
+        with file_errors(self.final):
+            if not os.path.samestat(os.lstat(path), self._found):
+                todo = "its directory, or the file, was replaced meanwhile: find out by whom, and try again"
+                raise FileUnavailable(file=str(self.final), detail=todo)
 
     def _link(self) -> None:
+        names, directory = (self._name(self.path), self._name(self.final)), self._directory
         try:
-            os.link(self.path, self.final)
+            os.link(*names, src_dir_fd=directory, dst_dir_fd=directory)
         except FileExistsError:
             raise _taken(self.final) from None
         except OSError:
@@ -147,12 +192,21 @@ class Draft:
             # be replaced: Python offers no way to rename without replacing on every system.
             if os.path.lexists(self.final):
                 raise _taken(self.final) from None
-            os.rename(self.path, self.final)
+            os.rename(*names, src_dir_fd=directory, dst_dir_fd=directory)
 
     def _close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        descriptors = (self._descriptor, self._directory)
+        self._descriptor, self._directory = -1, None
+        for descriptor in descriptors:
+            if descriptor is not None and descriptor >= 0:
+                os.close(descriptor)
+
+
+def _opened(directory: Path) -> int | None:
+    """The directory, wherever its path leads later. None where the system takes no names in an open one."""
+    if not _NAMES_IN_OPEN_DIRECTORIES:
+        return None
+    return os.open(directory, os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY))  # O_PATH: it need not be readable
 
 
 def hold(descriptor: int) -> None:

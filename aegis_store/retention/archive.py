@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, select
 from aegis_store.any_database import streamed
 from aegis_store.checksum import STORE_NUMBER
 from aegis_store.draft import file_errors, is_orphan, make_directories, path_of
+from aegis_store.errors import FileUnavailable
 from aegis_store.lines import LinesWriter
 from aegis_store.retention.history import StoredHistory
 from aegis_store.schema import event, session
@@ -29,6 +30,7 @@ class Archive:
     def __init__(self, directory: Path) -> None:
         self.files: list[Path] = []
         self._directory = directory
+        self._found = os.stat(directory)
         self._run = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
 
     @classmethod
@@ -38,13 +40,14 @@ class Archive:
         with file_errors(path):
             make_directories(path)
             _sweep(path)
-        return cls(path)
+            return cls(path)
 
     def write(self, conn: Connection, row: Row[Any], keep_from_seq: int) -> int:
         """Archive the session's events from its first up to `keep_from_seq`, as many as a file takes; up to which seq it was.
 
         All in the snapshot of `conn`. When this returns the file is complete, synced and was read back.
         """
+        self._check_directory()
         end = min(keep_from_seq, row.first_seq + ARCHIVE_FILE_EVENTS)
         file = self._directory / self._name(row.session_id, row.first_seq, end - 1)
         record = conn.execute(select(session).where(session.c.id == row.id)).one()
@@ -54,8 +57,16 @@ class Archive:
             with streamed(conn, events.order_by(event.c.seq)) as rows:  # one by one: a payload may take 16 MiB
                 for stored in rows:
                     out.event(stored)
+        self._check_directory()
         self.files.append(file)
         return int(end)
+
+    def _check_directory(self) -> None:
+        """Refuse another directory than that of the run's other archives."""
+        with file_errors(self._directory):
+            if not os.path.samestat(os.stat(self._directory), self._found):
+                todo = "another directory stands there since the run began: find out why, and try again"
+                raise FileUnavailable(file=str(self._directory), detail=todo)
 
     def _name(self, session_id: str, first_seq: int, last_seq: int) -> str:
         readable = re.sub(r"[^A-Za-z0-9._-]", "_", session_id)[:_LONGEST_NAME]
