@@ -1,5 +1,6 @@
 """What the tests share: stores that are cheap to make, and a plain SQL shell."""
 
+import compileall
 import multiprocessing
 import random
 import shutil
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
     from tests.postgres.server import Postgres
 
 OpenStore = Callable[..., EventStore]
+
+TOP = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the library: with PYTHONDONTWRITEBYTECODE each process that a test starts would, and keep nothing of it."""
+    if not hasattr(config, "workerinput"):  # one does it for all
+        for directory in ("aegis_store", "migrations", "tests"):
+            compileall.compile_dir(TOP / directory, quiet=2)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
