@@ -6,15 +6,17 @@ Each runs in a process of its own that may have so much memory and time; without
 import gzip
 import json
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from _pytest.mark import ParameterSet
 
-from aegis_store import StoreUnavailable
+from aegis_store import EventStore, StoreFull, StoreUnavailable
 from aegis_store.target import Target
 
 _MIB = 1024 * 1024
@@ -112,6 +114,36 @@ def test_a_state_file_that_unpacks_to(tmp_path: Path, what: str) -> None:
     assert (done.returncode, len(done.stderr.splitlines())) == (7, 1)
     assert told in done.stderr
     assert not (tmp_path / "aegis.db").exists()
+
+
+ROOM_BYTES = 3 * _MIB
+
+
+@pytest.mark.parametrize("name", ["bomb.json.gz", "bomb.jsonl.gz"])
+def test_what_unpacks_to_more_than_there_is_room_for_leaves_some(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(ROOM_BYTES, 0, ROOM_BYTES))
+    taken = [0]
+
+    def look(_done: int, _size: int) -> None:
+        taken.append(sum(file.stat().st_size for file in (tmp_path / "temporary").rglob("*.db")))
+
+    if name == "bomb.json.gz":
+        bomb(tmp_path / name, STATE + b"{}", b',{"sessionId":"s","payload":"%b"}' % (b"x" * 1000), 60)
+    else:
+        sessions = b"".join(SESSION % (b"%0100d" % number) for number in range(15_000))
+        (tmp_path / name).write_bytes(gzip.compress(HEADER + sessions, compresslevel=1))
+    before = path.read_bytes()
+    with EventStore.open(path, maintain_every=None) as store, pytest.raises(StoreFull) as caught:
+        store.import_aegis(tmp_path / name, on_bytes=look) if name == "bomb.json.gz" else store.import_lines(tmp_path / name)
+    assert f"it may take {ROOM_BYTES * 9 // 10:,} bytes, nine tenths of what was free" in str(caught.value)
+    assert str(tmp_path / "temporary") in caught.value.store
+    assert max(taken) <= ROOM_BYTES * 9 // 10
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
