@@ -564,7 +564,7 @@ def test_a_file_that_comes_meanwhile_stays(
 
 
 def refuse_links(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_links(*_: Any) -> None:
+    def no_links(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)

@@ -190,8 +190,8 @@ def test_an_append_that_ctrl_c_interrupts_happened_or_did_not_and_the_store_goes
     try:
         for number in range(60):
             event = NewEvent(type="t", payload=number, event_id=f"e{number}")
-            signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, 0.003))
-            try:
+            try:  # before the timer runs: it may end before the next line is reached
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, 0.003))
                 for _ in range(200):
                     append_one(store, name, event)
             except KeyboardInterrupt:
