@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple
 from aegis_store import driver, file_system, gate
 from aegis_store.creation import left_behind
 from aegis_store.errors import AegisStoreError, plural, shown
-from aegis_store.events import from_us
+from aegis_store.events import from_us_within
 from aegis_store.read_marks import Reader, readers
 from aegis_store.schema import HEAD
 from aegis_store.settings import LOG_PAGES_LIMIT, LOG_PAGES_MAX, PAGE_SIZE_BYTES
@@ -35,6 +35,8 @@ _LITTLE_ROOM_BYTES: Final = 2 * _LONG_LOG_BYTES
 # A part of the file that is free is room for new events; only much of much is worth giving back.
 _MANY_FREE_RATIO: Final = 0.25
 _MANY_FREE_BYTES: Final = 64 * 1024 * 1024
+
+_VERIFY: Final = "`aegis-store verify` tells all that is wrong, and what to do"
 
 # Clocks of machines differ by less, or should.
 _CLOCK_SLACK_US: Final = 60_000_000
@@ -243,9 +245,12 @@ def _free_pages(connection: Any) -> Finding:
 
 
 def _budget(connection: Any) -> Finding:
-    retained_bytes, budget_bytes = connection.execute("SELECT retained_bytes, max_total_bytes FROM store").fetchone()
-    if budget_bytes is None:
+    row = connection.execute("SELECT retained_bytes, max_total_bytes FROM store").fetchone()
+    if row is not None and row[1] is None:
         return Finding("budget", "ok", "none (max_total_bytes)")
+    if row is None or not all(isinstance(number, int) for number in row):
+        return Finding("budget", "problem", "is damaged", _VERIFY)
+    retained_bytes, budget_bytes = row
     found = f"{retained_bytes:,} of {budget_bytes:,} bytes"
     if retained_bytes > budget_bytes:
         return Finding("budget", "warning", found, "`aegis-store prune` shows what would go; or raise max_total_bytes")
@@ -256,8 +261,10 @@ def _clock(connection: Any) -> Finding:
     now_us = time.time_ns() // 1000
     newest_us = _one(connection, "SELECT recorded_at FROM event ORDER BY position DESC LIMIT 1") or 0
     now = datetime.now(UTC).isoformat(timespec="seconds")
+    if not isinstance(newest_us, int):
+        return Finding("clock", "problem", "the time of the newest event is damaged", _VERIFY)
     if newest_us > now_us + _CLOCK_SLACK_US:
-        newest = from_us(newest_us).isoformat(timespec="seconds")
+        newest = from_us_within(newest_us).isoformat(timespec="seconds")
         found = f"it is {now} here, the newest event was recorded at {newest}"
         return Finding("clock", "problem", found, "set the clock: max_age, graces and the times of new events go by it")
     if datetime.now(UTC) < _EARLIEST:

@@ -235,6 +235,9 @@ def test_health_costs_the_same_in_a_small_and_in_a_large_store(store: EventStore
 
     store.set_retention_policy(RetentionPolicy(max_total_bytes=10**9))
     add(store, "s", 1)
+    for name in ("one", "two"):  # so that there is a note of what was removed, in the small store too
+        add(store, name, 1)
+        store.delete_session(name)
     store.prune()
     small = cost()
     add_sessions(shell, 3000)

@@ -25,7 +25,9 @@ from aegis_store import (
     driver,
 )
 from aegis_store.retention import limits, truncate
+from aegis_store.settings import PAGE_SIZE_BYTES
 from tests.conftest import OpenStore
+from tests.test_overview import write_damage
 
 
 def test_the_log_of_a_store_whose_file_is_gone_is_not_played_into_a_new_one(path: Path) -> None:
@@ -221,3 +223,59 @@ def test_the_logger_is_the_packages(caplog: pytest.LogCaptureFixture, open_store
         store.close()
         open_store()
     assert [record.name for record in caplog.records] == ["aegis_store"]
+
+
+# Found by fuzzing the bytes of a store
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE prune_run SET started_at = 'then'",
+        "UPDATE store SET maintained_at = 'then'",
+        "UPDATE store SET retained_bytes = 'many'",
+        "UPDATE store SET maintained_at = 1 << 62",
+    ],
+)
+def test_the_health_of_a_store_with_a_damaged_record_is_told_as_damage(path: Path, damage: str) -> None:
+    with EventStore.open(path, durability="process") as store:
+        store.set_retention_policy(RetentionPolicy(max_total_bytes=1000))
+        store.create_session("s")
+        store.append("s", "t", 1)
+        store.set_status("s", "closed")
+        assert store.prune(store.plan_prune()).events_removed == 1
+    write_damage(path, damage)
+    with EventStore.open(path, read_only=True) as store, pytest.raises(StoreCorrupt):
+        store.health()
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        ("UPDATE store SET retained_bytes = 'many'", "budget"),
+        ("UPDATE event SET recorded_at = 'then'", "clock"),
+        ("UPDATE event SET recorded_at = 1 << 62", "clock"),
+    ],
+)
+def test_doctor_tells_of_a_number_that_is_none(path: Path, damage: str, name: str) -> None:
+    with EventStore.open(path, durability="process") as store:
+        store.set_retention_policy(RetentionPolicy(max_total_bytes=1000))
+        store.create_session("s")
+        store.append("s", "t", 1)
+    write_damage(path, damage)
+    assert {finding.name: finding.state for finding in EventStore.doctor(path).findings}[name] == "problem"
+
+
+def test_an_error_does_not_tell_of_a_page_of_noise_cell_by_cell(path: Path, tmp_path: Path) -> None:
+    with EventStore.open(path, durability="process") as store:
+        store.create_session("s")
+        store.append_many("s", [NewEvent(type="t", payload=number, event_id=f"e{number}") for number in range(100)])
+    shell = driver.dbapi.connect(str(path))
+    (page,) = shell.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'event_by_event_id'").fetchone()
+    shell.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * PAGE_SIZE_BYTES + 8)
+        file.write(bytes(200))  # where its cells are
+    with pytest.raises(StoreCorrupt, match=r"Offset 0 out of range.*…") as refused:
+        EventStore.restore(path, tmp_path / "restored.db")
+    assert len(str(refused.value)) < 1000

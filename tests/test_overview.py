@@ -41,7 +41,7 @@ def put(shell: sqlite3.Connection, minutes_ago: Sequence[float], session: int = 
     """Events of that session, recorded so long before NOW."""
     for trigger in FREED:
         shell.execute(f"DROP TRIGGER IF EXISTS {trigger}")
-    shell.execute("BEGIN")
+    shell.execute("BEGIN IMMEDIATE")  # a turn of the maintenance may be at work
     first = shell.execute("SELECT coalesce(max(seq), 0) + 1 FROM event WHERE session = ?", (session,)).fetchone()[0]
     shell.executemany(
         "INSERT INTO event (session, seq, type, occurred_at, recorded_at, bytes_before, payload)"
@@ -334,6 +334,21 @@ def test_a_changed_byte_is_told_as_damage_or_does_no_harm(
                     look()
 
 
+def write_damage(path: Path, statement: str) -> None:
+    """Run it in a store that guards nothing any more, so that a column may hold what a damaged row does."""
+    shell = driver.dbapi.connect(str(path), isolation_level=None)
+    for (trigger,) in shell.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
+        shell.execute(f"DROP TRIGGER {trigger}")
+    shell.execute("PRAGMA ignore_check_constraints = ON")
+    shell.execute("PRAGMA writable_schema = ON")
+    shell.execute("UPDATE sqlite_schema SET sql = replace(sql, 'STRICT', '') WHERE type = 'table'")
+    shell.close()
+    shell = driver.dbapi.connect(str(path), isolation_level=None)
+    shell.execute("PRAGMA ignore_check_constraints = ON")
+    shell.execute(statement)
+    shell.close()
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -349,17 +364,7 @@ def test_a_row_with_something_else_in_a_column_is_told_as_damage(path: Path, sto
     store.create_session("s")
     store.append("s", "t", 1)
     store.close()
-    shell = driver.dbapi.connect(str(path), isolation_level=None)
-    for (trigger,) in shell.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
-        shell.execute(f"DROP TRIGGER {trigger}")
-    shell.execute("PRAGMA ignore_check_constraints = ON")
-    shell.execute("PRAGMA writable_schema = ON")  # so that a column may hold what a damaged row does
-    shell.execute("UPDATE sqlite_schema SET sql = replace(sql, 'STRICT', '') WHERE type = 'table'")
-    shell.close()
-    shell = driver.dbapi.connect(str(path), isolation_level=None)
-    shell.execute("PRAGMA ignore_check_constraints = ON")
-    shell.execute(damage)
-    shell.close()
+    write_damage(path, damage)
     with EventStore.open(path, read_only=True) as opened, pytest.raises(StoreCorrupt):
         opened.overview()
 

@@ -5,15 +5,20 @@ from sqlalchemy import Connection, select
 from aegis_store.any_database import AnyDatabase
 from aegis_store.errors import plural
 from aegis_store.events import Health, from_us
-from aegis_store.retention.maintenance import MaintenanceState
+from aegis_store.record_copy import intact
+from aegis_store.retention.maintenance import MaintenanceState, maintained_at
 from aegis_store.schema import prune_run, store
 from aegis_store.spool import Spool
+from aegis_store.sqlite_errors import check_intact
 
 
 def health(conn: Connection, db: AnyDatabase, maintenance: MaintenanceState | None) -> Health:
     """See `EventStore.health`."""
-    row = conn.execute(select(store)).one()
-    last = conn.execute(select(prune_run).order_by(prune_run.c.id.desc()).limit(1)).one_or_none()
+    row = conn.execute(select(store, intact("store"))).one()
+    check_intact(conn, row.intact, "the policy and of what was removed")
+    last = conn.execute(select(prune_run, intact("prune_run")).order_by(prune_run.c.id.desc()).limit(1)).one_or_none()
+    if last is not None:
+        check_intact(conn, last.intact, f"run {last.id} of a prune")
     error = maintenance.last_error if maintenance else None
     problems = []
     waiting = rejected = 0
@@ -39,7 +44,7 @@ def health(conn: Connection, db: AnyDatabase, maintenance: MaintenanceState | No
         retained_bytes=row.retained_bytes,
         max_total_bytes=row.max_total_bytes,
         maintain_every=maintenance.every if maintenance else None,
-        maintained_at=None if row.maintained_at is None else from_us(row.maintained_at),
+        maintained_at=maintained_at(conn),
         maintenance_error=error,
         last_prune_at=None if last is None else from_us(last.started_at),
         last_prune_outcome=None if last is None else last.outcome or "at work, or killed",

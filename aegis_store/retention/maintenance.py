@@ -17,6 +17,7 @@ from sqlalchemy import Connection, or_, select, update
 
 from aegis_store.any_database import AnyDatabase
 from aegis_store.errors import AegisStoreError, StoreClosed
+from aegis_store.events import from_us, to_us
 from aegis_store.log import log
 from aegis_store.retention.find import plan
 from aegis_store.retention.jobs import run_job
@@ -25,6 +26,7 @@ from aegis_store.retention.policy import RetentionPolicy
 from aegis_store.schema import store
 from aegis_store.sessions import now_us
 from aegis_store.settings import MAINTENANCE_LEASE_S
+from aegis_store.sqlite_errors import damaged
 
 _LEASE_US: Final = int(MAINTENANCE_LEASE_S * 1e6)
 
@@ -133,11 +135,20 @@ def _silent_since(now: int, span_us: int) -> Any:
 
 def _left_us(conn: Connection, every_us: int) -> int:
     """How long until the next turn is due, counted from the last one of whichever process."""
-    row = conn.execute(select(store.c.maintained_at, store.c.maintainer)).one()
-    if row.maintained_at is None:
+    last = maintained_at(conn)
+    if last is None:
         return 0
-    left = int(row.maintained_at + every_us - now_us())
+    left = to_us(last) + every_us - now_us()
     return left if left <= every_us else 0  # more than that: the clock went back
+
+
+def maintained_at(conn: Connection) -> datetime | None:
+    """When the store was maintained last. `StoreCorrupt` if what stands there is no time."""
+    found = conn.execute(select(store.c.maintained_at)).scalar_one()
+    try:
+        return None if found is None else from_us(found)
+    except (OverflowError, TypeError):
+        raise damaged(conn, "the time of its last maintenance is none") from None
 
 
 def _told(error: Exception) -> str:

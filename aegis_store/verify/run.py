@@ -37,6 +37,7 @@ _LOOKS: Final[dict[str, tuple[Look, ...]]] = {
     ),
 }
 _KEYS_AT_ONCE: Final = 1000
+_LONGEST_DETAIL: Final = 500  # of an error: SQLite tells of a page of noise cell by cell
 _HELD: Final = select(func.coalesce(func.sum(session.c.last_seq - session.c.first_seq + 1), 0))
 
 
@@ -83,9 +84,10 @@ def refuse_damaged(db: Readable, store: str, *, on_progress: OnVerified | None =
         first = report.damage[0]
         where = "" if first.session_id is None else f"session {shown(first.session_id)}: "
         where = where if first.seq is None else f"event {first.seq} of {where}"
+        detail = first.detail if len(first.detail) <= _LONGEST_DETAIL else f"{first.detail[:_LONGEST_DETAIL]}…"
         raise StoreCorrupt(
             store=store,
-            detail=f"{where}{first.detail}",
+            detail=f"{where}{detail}",
             hint="`aegis-store verify` tells all that is wrong, and what to do",
         )
     return report
