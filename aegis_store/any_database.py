@@ -1,7 +1,8 @@
 """What the functions that read and write a store ask of its connections: SQLite's `Database`, and `PostgresDatabase`."""
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Connection, Result, Select
 
@@ -12,9 +13,15 @@ from aegis_store.target import Target
 
 Dialect = Literal["sqlite", "postgresql"]
 Rows = list[tuple[Any, ...]]
+Item = TypeVar("Item")
+
+Write = Callable[[], AbstractContextManager[Connection]]
+"""Begins a transaction, as `AnyDatabase.write`."""
 
 _STREAMED_ROWS: Final = 64  # a payload may have 16 MiB
 
+KEEP_APPENDS_OUT: Final = "LOCK TABLE session IN EXCLUSIVE MODE"
+"""On PostgreSQL; see `keep_appends_out`."""
 
 Place = Target | Server
 """Where a store is."""
@@ -69,6 +76,16 @@ class AnyDatabase(Protocol):
     def write(self) -> AbstractContextManager[Connection]:
         """One transaction, committed at the end, rolled back on any exception."""
 
+    def writes(self) -> AbstractContextManager[Write]:
+        """Transactions that follow each other. What they wrote is durable when this ends, also by an error, and need not be
+        before; nor need one be committed before the next begins.
+        """
+
+    def parts(self, batch: Sequence[Item], session_of: Callable[[Item], object]) -> list[Sequence[Item]]:
+        """What of a batch goes into one transaction, in its order: all of it, or as far as one session goes, where sessions
+        can be on different servers.
+        """
+
     def execute_alone(self, sql: str, parameters: dict[str, Any], size_bytes: int = 0) -> Rows:
         """The statement of an append, committed when this returns. Raises `ConstraintRefused`."""
 
@@ -108,4 +125,4 @@ def streamed(conn: Connection, query: Select[Any]) -> Result[Any]:
 def keep_appends_out(conn: Connection) -> None:
     """No append is under way, and none begins, until this transaction ends: in SQLite because it writes at all."""
     if conn.dialect.name == "postgresql":
-        conn.exec_driver_sql("LOCK TABLE session IN EXCLUSIVE MODE")
+        conn.exec_driver_sql(KEEP_APPENDS_OUT)

@@ -8,7 +8,7 @@ more is told of commits (`watcher`).
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final, cast
@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from sqlalchemy.pool import QueuePool
 
 from aegis_store import driver, forks, watcher
-from aegis_store.any_database import Dialect, Readable, Sizes
+from aegis_store.any_database import Dialect, Item, Readable, Sizes, Write
 from aegis_store.checkpointer import Checkpointer
 from aegis_store.connections import Connections, Durability, check_revision
 from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreBusy, StoreClosed
@@ -125,6 +125,14 @@ class Database:
                 self._after_error(error)
                 raise
         self._note_commit()
+
+    def writes(self) -> AbstractContextManager[Write]:
+        """Transactions that follow each other, as `write` begins them."""
+        return nullcontext(self.write)
+
+    def parts(self, batch: Sequence[Item], session_of: Callable[[Item], object]) -> list[Sequence[Item]]:
+        """All of it in one transaction: each costs an fsync, and no two are at work at the same time anyway."""
+        return [batch]
 
     @contextmanager
     def turn(self) -> Iterator[Connection]:

@@ -7,7 +7,7 @@ is new, and events that begin or end it set its status. What waits in the spool 
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -295,13 +295,10 @@ def _bring_in_group(db: AnyDatabase, spool: Spool, files: list[Path], report: Fl
             report.stuck[file] = error.strerror or str(error)
         except (ValueError, *REFUSED) as error:
             refused[file] = str(error)
-    with db.write() as conn:
-        for file, hook in hooks.items():
-            try:
-                with conn.begin_nested():
-                    _take(conn, hook)
-            except REFUSED as error:
-                refused[file] = str(error)
+    with db.writes() as write:
+        for part in db.parts(list(hooks.items()), lambda item: item[1].event.session_id):
+            with write() as conn:
+                refused |= _take_all(conn, part)
     recorded = [file for file in hooks if file not in refused]
     for file, problem in spool.remove(recorded).items():
         report.stuck[file] = f"it is recorded, but cannot be removed: {problem.strerror}"
@@ -311,6 +308,18 @@ def _bring_in_group(db: AnyDatabase, spool: Spool, files: list[Path], report: Fl
             report.rejected.append(spool.reject(file, reason))
         except OSError as error:
             report.stuck[file] = f"it cannot be set aside: {error.strerror}; {reason}"
+
+
+def _take_all(conn: Connection, hooks: Sequence[tuple[Path, _Hook]]) -> dict[Path, str]:
+    """Record each by itself; those that this store will never take, and why."""
+    refused: dict[Path, str] = {}
+    for file, hook in hooks:
+        try:
+            with conn.begin_nested():
+                _take(conn, hook)
+        except REFUSED as error:
+            refused[file] = str(error)
+    return refused
 
 
 @contextmanager

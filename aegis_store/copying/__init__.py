@@ -9,4 +9,7 @@ Positions are kept, since they are the cursors of whoever reads the whole store.
 its counter, to just below the position that the next event is to have. It does so only while no other writer is at work (in
 SQLite's write transaction; on PostgreSQL with a lock that keeps appends out), and never to below an event that the target
 holds, so that no position is given twice. Events go through the same triggers as everybody's.
+
+On PostgreSQL each transaction writes to one session. So a batch of events is many of them, sent at once, and each event looks
+whether the one before it is still the last of the store: who gets in between ends the copy, and nothing more is written.
 """

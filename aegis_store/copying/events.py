@@ -1,18 +1,19 @@
 """Events from store to store, in the order of their positions, which they keep; see the package."""
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row, Select, func, select
 
-from aegis_store.any_database import AnyDatabase, keep_appends_out, streamed
+from aegis_store.any_database import KEEP_APPENDS_OUT, AnyDatabase, keep_appends_out, streamed
 from aegis_store.append import APPEND_SQL
 from aegis_store.checksum import STORE_NUMBER, content_sum, event_is_intact
 from aegis_store.copying.records import batches
 from aegis_store.driver_text import DriverText
 from aegis_store.errors import StoreUnavailable, shown
 from aegis_store.read import last_removed
-from aegis_store.schema import event, session
+from aegis_store.schema import AT_HEAD_SQL, event, session
 from aegis_store.sqlite_errors import ConstraintRefused, damaged
 
 # A sub-select and no join, so that the events are walked in the order in which they lie, whatever the planner thinks.
@@ -30,21 +31,27 @@ VALUES ((SELECT rowid FROM sqlite_sequence WHERE name = 'event'), 'event', :posi
     postgresql="SELECT setval('event_position', greatest(:position, 1), :position > 0)",
 )
 
-# With the counter moved in the same statement, so that many of them go to the server at once.
-_POSTGRESQL_INSERT: Final = """
+# With the counter moved in the same statement, so that many of them go to the server at once. It looks whether the event before
+# is still the last there: if not, `seq` is NULL, which the schema refuses, and what was sent behind it is not carried out.
+_POSTGRESQL_INSERT: Final = f"""
 WITH counter AS (
   SELECT setval('event_position', greatest(%(position)s::bigint - 1, 1), %(position)s::bigint > 1) AS moved_to
+  WHERE %(after)s::bigint = (SELECT coalesce(max(position), 0) FROM event)
+    AND %(removed)s::bigint = (SELECT position FROM removal) AND {AT_HEAD_SQL}
 ), s AS (
-  SELECT id, last_seq, total_bytes FROM session
-  WHERE session_id = %(session_id)s::text AND last_seq = %(expected_seq)s::bigint FOR UPDATE
+  SELECT id, total_bytes FROM session WHERE session_id = %(session_id)s::text FOR UPDATE
 )
 INSERT INTO event (
   session, seq, bytes_before, type, occurred_at, recorded_at, event_id, run_id, payload_ref, payload, checksum
 ) SELECT
-  id, last_seq + 1, total_bytes, %(type)s::text, %(occurred_at)s::bigint, %(recorded_at)s::bigint, %(event_id)s::text,
-  %(run_id)s::text, %(payload_ref)s::text, %(payload)s::text, %(checksum)s::bigint
-FROM s, counter WHERE moved_to IS NOT NULL RETURNING position
+  id, CASE WHEN moved_to IS NOT NULL THEN %(expected_seq)s::bigint + 1 END, total_bytes, %(type)s::text,
+  %(occurred_at)s::bigint, %(recorded_at)s::bigint, %(event_id)s::text, %(run_id)s::text, %(payload_ref)s::text,
+  %(payload)s::text, %(checksum)s::bigint
+FROM (SELECT) AS this LEFT JOIN s ON true LEFT JOIN counter ON true
 """
+
+# Ends a transaction amid others that were sent: what comes next is one of its own.
+_NEXT_TRANSACTION: Final = ("COMMIT AND CHAIN", "SET LOCAL synchronous_commit = off", KEEP_APPENDS_OUT)
 
 # Up to the highest position, those that no event has. SQLite has none that no removal has made, PostgreSQL has: of appends
 # that were refused, or rolled back.
@@ -88,13 +95,14 @@ def bring_events(source: Connection, target: AnyDatabase, reached: Reached, upto
         named = (checked(source, row) for row in rows if row.session_id is not None)
         for batch in batches(named, lambda row: len(row.payload)):
             try:
-                with target.write() as conn:
+                with target.writes() as write, write() as conn:
                     keep_appends_out(conn)
                     if reached_by(conn) != reached:
                         raise changed(target, "somebody else writes to it")
-                    _insert_all(conn, target, [_parameters(row) for row in batch])
+                    _insert_all(conn, target, [_parameters(row) for row in batch], reached)
             except ConstraintRefused as error:
-                raise changed(target, str(error)) from None
+                with target.read():  # which says whether a deploy has changed it
+                    raise changed(target, str(error)) from None
             reached = reached._replace(event=batch[-1].position)
             on_events(len(batch))
 
@@ -134,9 +142,10 @@ def _parameters(row: Row[Any]) -> dict[str, Any]:
     return {**texts, **times, "expected_seq": row.seq - 1, "checksum": checksum, "position": row.position}
 
 
-def _insert_all(conn: Connection, target: AnyDatabase, events: list[dict[str, Any]]) -> None:
-    given = (_insert_many if conn.dialect.name == "postgresql" else _insert_each)(conn, events)
-    if given != [each["position"] for each in events]:
+def _insert_all(conn: Connection, target: AnyDatabase, events: list[dict[str, Any]], reached: Reached) -> None:
+    if conn.dialect.name == "postgresql":
+        _insert_many(conn, target, events, reached)
+    elif _insert_each(conn, events) != [each["position"] for each in events]:
         raise changed(target, "an event got another place")
 
 
@@ -155,10 +164,18 @@ def _insert_each(conn: Connection, events: list[dict[str, Any]]) -> list[int]:
     return given
 
 
-def _insert_many(conn: Connection, events: list[dict[str, Any]]) -> list[int]:
-    """All at once: psycopg sends them without waiting for the answer to each, which is 1.5 times as fast."""
-    cursor: Any = conn.connection.cursor()
-    cursor.executemany(_POSTGRESQL_INSERT, events, returning=True)
-    given = [position for result in cursor.results() for (position,) in result.fetchall()]
-    cursor.close()
-    return given
+def _insert_many(conn: Connection, target: AnyDatabase, events: list[dict[str, Any]], reached: Reached) -> None:
+    """All at once: psycopg sends them, and the ends of transactions between them, without waiting for the answer to each.
+
+    The last part is in the transaction of `conn` when this returns. An error ends all: what was committed before it stays.
+    """
+    after = reached.event
+    for each in events:
+        each |= {"after": after, "removed": reached.removed}
+        after = each["position"]
+    raw: Any = conn.connection.driver_connection
+    with raw.pipeline(), raw.cursor() as cursor, raw.cursor() as between:
+        for number, part in enumerate(target.parts(events, itemgetter("session_id"))):
+            for statement in _NEXT_TRANSACTION if number else ():
+                between.execute(statement)
+            cursor.executemany(_POSTGRESQL_INSERT, part)

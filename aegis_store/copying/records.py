@@ -1,6 +1,7 @@
 """Sessions and what is left of deleted ones, from store to store. What stands in the target must be part of the source."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, func, insert, select, update
@@ -48,7 +49,7 @@ def sessions_of(conn: Connection) -> Iterator[list[Row[Any]]]:
             yield batch
 
 
-def sessions_named(conn: Connection, batch: list[Row[Any]]) -> dict[str, Row[Any]]:
+def sessions_named(conn: Connection, batch: Sequence[Row[Any]]) -> dict[str, Row[Any]]:
     """Those of the same names as these."""
     rows = conn.execute(_SESSIONS.where(session.c.session_id.in_([row.session_id for row in batch])))
     return {row.session_id: row for row in rows}
@@ -63,7 +64,7 @@ def graves_of(conn: Connection) -> Iterator[list[Row[Any]]]:
             yield batch
 
 
-def graves_named(conn: Connection, batch: list[Row[Any]]) -> dict[str, Row[Any]]:
+def graves_named(conn: Connection, batch: Sequence[Row[Any]]) -> dict[str, Row[Any]]:
     """Those of the same names as these."""
     rows = conn.execute(_GRAVES.where(tombstone.c.session_id.in_([row.session_id for row in batch])))
     return {row.session_id: row for row in rows}
@@ -116,15 +117,21 @@ def _refused(why: str) -> InvalidInput:
 def bring_sessions(source: Connection, target: AnyDatabase) -> None:
     """Make those that are missing, without events yet, and bring the records of the others up to date."""
     for batch in sessions_of(source):
-        with target.write() as conn:
-            keep_appends_out(conn)
-            standing = sessions_named(conn, batch)
-            new = [_new(row) for row in batch if row.session_id not in standing]
-            if new:
-                conn.execute(insert(session), new)
-            for row in batch:
-                if row.session_id in standing:
-                    _update(conn, standing[row.session_id], row)
+        with target.writes() as write:
+            for part in target.parts(batch, attrgetter("session_id")):
+                with write() as conn:
+                    keep_appends_out(conn)
+                    _bring_sessions(conn, part)
+
+
+def _bring_sessions(conn: Connection, rows: Sequence[Row[Any]]) -> None:
+    standing = sessions_named(conn, rows)
+    new = [_new(row) for row in rows if row.session_id not in standing]
+    if new:
+        conn.execute(insert(session), new)
+    for row in rows:
+        if row.session_id in standing:
+            _update(conn, standing[row.session_id], row)
 
 
 def _new(row: Row[Any]) -> dict[str, Any]:
@@ -157,11 +164,13 @@ def bring_graves(source: Connection, target: AnyDatabase) -> int:
     total = 0
     for batch in graves_of(source):
         total += len(batch)
-        with target.write() as conn:
-            standing = graves_named(conn, batch)
-            new = [{name: getattr(row, name) for name in GRAVE} for row in batch if row.session_id not in standing]
-            if new:
-                conn.execute(insert(tombstone), new)
+        with target.writes() as write:
+            for part in target.parts(batch, attrgetter("session_id")):
+                with write() as conn:
+                    standing = graves_named(conn, part)
+                    new = [{name: getattr(row, name) for name in GRAVE} for row in part if row.session_id not in standing]
+                    if new:
+                        conn.execute(insert(tombstone), new)
     return total
 
 

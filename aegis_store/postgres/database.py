@@ -1,22 +1,25 @@
 """One open store on PostgreSQL: its connections and its transactions. Writers of one session wait for its row, no others."""
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from itertools import groupby
 from typing import Any, Final, cast
 
 import psycopg
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 from sqlalchemy import event as sa_event
+from sqlalchemy.exc import SQLAlchemyError
 
 from aegis_store import watcher
-from aegis_store.any_database import Dialect, Readable, Rows, Sizes
+from aegis_store.any_database import Dialect, Item, Readable, Rows, Sizes, Write
 from aegis_store.connections import check_revision
 from aegis_store.errors import EventsTruncated, ReadOnlyStore, StoreClosed
 from aegis_store.metrics import Metrics
 from aegis_store.postgres import deploy
 from aegis_store.postgres.errors import errors_of
 from aegis_store.postgres.lone import LoneStatements
+from aegis_store.postgres.transactions import Series, connected, transaction
 from aegis_store.postgres.watcher import ServerWatcher
 from aegis_store.redaction import Redact
 from aegis_store.schema import metadata
@@ -36,6 +39,7 @@ WHERE whole.oid IN ({", ".join(f"'{name}'::regclass" for name in metadata.tables
 # All of it is one message, so that it takes no longer than a BEGIN.
 _READS: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; LOCK TABLE alembic_version IN ACCESS SHARE MODE"
 _WRITES: Final = "BEGIN ISOLATION LEVEL READ COMMITTED; LOCK TABLE alembic_version IN ACCESS SHARE MODE"
+_WRITES_IN_SERIES: Final = f"{_WRITES}; SET LOCAL synchronous_commit = off"
 
 # A statement that does not fit the schema: no such table or column, or a view where a table was.
 _OF_ANOTHER_SCHEMA: Final = ("42", "55000")
@@ -73,6 +77,7 @@ class PostgresDatabase:
         sa_event.listen(self._engine, "begin", self._begin)
         self._snapshots = self._engine.execution_options(begin=_READS)
         self._writers = self._engine.execution_options(begin=_WRITES, locks_rows=True)
+        self._serial_writers = self._engine.execution_options(begin=_WRITES_IN_SERIES, locks_rows=True)
         self._outside = self._engine.pool.recreate()  # of connections that no transaction uses
         self._lone = LoneStatements(self._outside)
         self.watcher = ServerWatcher(server, self._connection_for_good)
@@ -88,7 +93,7 @@ class PostgresDatabase:
         """One snapshot: everything read inside belongs to the same moment. Do not yield to a caller inside."""
         self.check_open()
         try:
-            with self.errors(), _transaction(self._snapshots) as connection:
+            with self.errors(), connected(self._snapshots) as connection, transaction(connection):
                 yield connection
         except EventsTruncated:
             self.metrics.read_truncated()
@@ -98,9 +103,33 @@ class PostgresDatabase:
     def write(self) -> Iterator[Connection]:
         """One transaction, committed at the end, rolled back on any exception. Each statement sees what others committed."""
         self.check_writable()
-        with self.errors(), _transaction(self._writers) as connection:
+        with self.errors(), connected(self._writers) as connection, transaction(connection):
             yield connection
         self._note_commit()
+
+    @contextmanager
+    def writes(self) -> Iterator[Write]:
+        """Transactions that follow each other, and are on disk together when this ends, also by an error.
+
+        None of them waits for the disk. `StoreUnavailable` at the end if their connection was lost on the way.
+        """
+        self.check_writable()
+        with self.errors(), connected(self._serial_writers) as connection:
+            series = Series(connection, self.errors, self._go_on)
+            try:
+                yield series.write
+            except Exception:
+                with suppress(SQLAlchemyError, psycopg.Error):  # the first error is the one to tell
+                    series.end()
+                raise
+            else:
+                series.end()
+            finally:
+                self._note_commit()
+
+    def parts(self, batch: Sequence[Item], session_of: Callable[[Item], object]) -> list[Sequence[Item]]:
+        """The neighbours that are of one session, each time."""
+        return [list(part) for _, part in groupby(batch, session_of)]
 
     def _begin(self, connection: Connection) -> None:
         """Begin, on another connection if this one was lost while nobody used it. Raises `SchemaMismatch`."""
@@ -114,9 +143,12 @@ class PostgresDatabase:
             self._forget_connections()
             self._begin_at_head(connection)
 
-    def _begin_at_head(self, connection: Connection) -> None:
+    def _go_on(self, connection: Connection) -> None:
+        self._begin_at_head(connection, before="COMMIT; ")
+
+    def _begin_at_head(self, connection: Connection, before: str = "") -> None:
         raw: Any = connection.connection.driver_connection
-        begin = connection.get_execution_options()["begin"]
+        begin = before + connection.get_execution_options()["begin"]
         check_revision(str(self.target), lambda revision: raw.execute(f"{begin}; {revision}").set_result(-1))
 
     def execute_alone(self, sql: str, parameters: dict[str, Any], size_bytes: int = 0) -> Rows:
@@ -212,7 +244,7 @@ class PostgresDatabase:
         self._lone.forget()
         forgotten = self._engine.pool
         self._engine.dispose(close=False)
-        forgotten.dispose()  # after there is another, so that `_transaction` sees it
+        forgotten.dispose()  # after there is another, so that `connected` sees it
 
 
 class _OneSnapshot:
@@ -226,23 +258,3 @@ class _OneSnapshot:
     def read(self) -> Iterator[Connection]:
         with errors_of(self._server), self._connection.begin_nested():
             yield self._connection
-
-
-@contextmanager
-def _transaction(engine: Engine) -> Iterator[Connection]:
-    pool = engine.pool
-    connection = engine.connect()
-    try:
-        connection.begin()
-        yield connection
-        connection.commit()
-    except BaseException as error:
-        if isinstance(error, Exception):
-            connection.rollback()
-        else:  # as by Ctrl-C: nobody knows what it is amid of
-            connection.invalidate()
-        raise
-    finally:
-        connection.close()
-        if engine.pool is not pool:  # meanwhile the others were forgotten, and it came back to where nobody asks any more
-            pool.dispose()

@@ -1,14 +1,14 @@
 """Carrying out a plan: session by session, slice by slice, each slice a transaction of its own."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row
 
-from aegis_store.any_database import AnyDatabase
+from aegis_store.any_database import AnyDatabase, Write
 from aegis_store.retention import budget
 from aegis_store.retention.archive import Archive
 from aegis_store.retention.history import StoredHistory, session_row, state_of
@@ -277,7 +277,12 @@ class _Work:
         """Note of the sessions that were looked at in vain that they need not be looked at next time."""
         keys = self._plan.settled
         for start in range(0, len(keys), _SETTLED_AT_ONCE):
-            with self._db.write() as conn:
-                self._check_guard(conn)
-                for key in keys[start : start + _SETTLED_AT_ONCE]:
-                    settle(conn, key)
+            with self._db.writes() as write:
+                for part in self._db.parts(keys[start : start + _SETTLED_AT_ONCE], lambda key: key):
+                    self._settle(write, part)
+
+    def _settle(self, write: Write, keys: Sequence[int]) -> None:
+        with write() as conn:
+            self._check_guard(conn)
+            for key in keys:
+                settle(conn, key)

@@ -5,7 +5,7 @@ interrupted anywhere and run again, and is then where it would have been.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -56,10 +56,11 @@ def bring_in(
 
     The file is first read to its end and checked, in flat memory. A session that contradicts the store (another tenant or
     owner, other events, a gap in between) or has a value that cannot be is named in the report with the reason, and nothing
-    of it is written; the others come in. Then they are written, at most 500 lines or 4 MiB a transaction. A session that
-    stands takes over the record of the file if that is the newer one, and the events that it has not; what was pruned does
-    not return, and over its cap the newest stay. A session that another writer changes meanwhile, so that it contradicts, is
-    refused from there on, and its reason says so. `hold` puts every session of the file on hold, so that no prune touches it.
+    of it is written; the others come in. Then they are written, at most 500 lines or 4 MiB at a time: in one transaction, or,
+    on PostgreSQL, in one for each session, as they follow each other in the file. A session that stands takes over the record
+    of the file if that is the newer one, and the events that it has not; what was pruned does not return, and over its cap the
+    newest stay. A session that another writer changes meanwhile, so that it contradicts, is refused from there on, and its
+    reason says so. `hold` puts every session of the file on hold, so that no prune touches it.
 
     Raises `ImportRejected` with the number of the line when the file is malformed or cut off: nothing was written, and
     `on_checked` was not called. `StoreUnavailable` if the file changes while it is read again, `StoreFull` and `StoreBusy`
@@ -205,24 +206,15 @@ def _refuse_oversized(conn: Connection, notes: Ledger) -> None:
 def _write(
     db: AnyDatabase, reader: LinesReader, notes: Ledger, hold: bool, report: LinesReport, on_bytes: OnBytes | None
 ) -> None:
-    """Write what was not refused, a batch a transaction. A batch counts when it is committed."""
+    """Write what was not refused, a batch at a time. What is committed of it counts."""
     for batch in batches(reader, hold, db.redact):
-        with db.write() as conn:
-            _lock(conn, batch)
-            writing = _Writing(db, conn, reader, notes, hold)
-            for ready in batch:
-                writing.take(ready)
-            counts = writing.finished()
-        report.add(counts)
+        with db.writes() as write:
+            for part in db.parts(batch, lambda ready: ready.line.session_id):
+                with write() as conn:
+                    counts = _Writing(db, conn, reader, notes, hold).take_all(part)
+                report.add(counts)
         if on_bytes is not None:
             on_bytes(reader.size_bytes + reader.bytes_read, 2 * reader.size_bytes)
-
-
-def _lock(conn: Connection, batch: list[Ready]) -> None:
-    """The sessions of the batch stay as they are until its transaction ends. In one order: no two wait for each other."""
-    names = {ready.line.session_id for ready in batch if ready.problem is None}
-    query = select(session.c.id).where(session.c.session_id.in_(names)).order_by(session.c.id)
-    conn.execute(locking(conn, query)).all()
 
 
 @dataclass(slots=True)
@@ -245,7 +237,13 @@ class _Writing:
         self._states: dict[int, _State] = {}
         self._counts = BroughtIn()
 
-    def take(self, ready: Ready) -> None:
+    def take_all(self, part: Sequence[Ready]) -> BroughtIn:
+        """Write these lines; the counts of their events."""
+        for ready in part:
+            self._take(ready)
+        return self._finished()
+
+    def _take(self, ready: Ready) -> None:
         entry = self._notes.entry(ready.line.session_id)
         if entry is None:
             raise self._reader.rejected("a session that was not there before", ready.line.number)
@@ -262,11 +260,9 @@ class _Writing:
             came_in = "" if entry.outcome is None else " (another writer changed it meanwhile; what came in before stays)"
             self._notes.refuse(entry.number, f"{refused}{came_in}")
 
-    def finished(self) -> BroughtIn:
-        """The counts of events; to be asked for at the end of the transaction."""
-        before = {state.row.id: state.row.first_seq for state in self._states.values()}
-        query = select(func.coalesce(func.sum(session.c.first_seq), 0)).where(session.c.id.in_(list(before)))
-        self._counts.events_capped = int(self._conn.execute(query).scalar_one()) - sum(before.values())
+    def _finished(self) -> BroughtIn:
+        for state in self._states.values():
+            self._counts.events_capped += max(state.last_seq + 1 - state.row.cap - state.row.first_seq, 0)
         return self._counts
 
     def _take_session(self, entry: Entry, line: SessionLine, values: dict[str, Any]) -> None:
@@ -310,11 +306,13 @@ class _Writing:
 
 
 # Made once: to put it together would take as long as to carry it out.
-_STANDING: Final = select(session, intact("session")).where(session.c.session_id == bindparam("session_id"))
+_CAP: Final = func.coalesce(session.c.max_events, select(store.c.max_events).scalar_subquery())
+_STANDING: Final = select(session, intact("session"), _CAP.label("cap")).where(session.c.session_id == bindparam("session_id"))
 
 
 def _standing(conn: Connection, session_id: str) -> Row[Any] | None:
-    row = conn.execute(_STANDING, {"session_id": session_id}).one_or_none()
+    """The session; where writers do not take turns it stays as it is until a transaction that writes ends."""
+    row = conn.execute(locking(conn, _STANDING), {"session_id": session_id}).one_or_none()
     if row is not None:
         check_found(conn, row, session_id)
         check_intact(conn, row.intact, f"session {shown(row.session_id)}")

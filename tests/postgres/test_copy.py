@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,22 +74,46 @@ def test_a_batch_that_was_rolled_back_leaves_no_gap(path: Path, postgres_url: st
     from aegis_store.copying import events
 
     live(path)
-
-    def fail(target: object, what: str) -> StoreUnavailable:
-        raise KeyboardInterrupt
-
     insert = events._insert_many
 
-    def half(conn: object, batch: list[dict[str, object]]) -> list[int]:
-        return insert(conn, batch[:40])  # type: ignore[arg-type]
+    def half(conn: Any, target: Any, batch: list[dict[str, Any]], reached: events.Reached) -> None:
+        insert(conn, target, batch[:40], reached)
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(events, "_insert_many", half)
-        patched.setattr(events, "changed", fail)
         with pytest.raises(KeyboardInterrupt):
             EventStore.copy(path, postgres_url)
     EventStore.copy(path, postgres_url)
     assert all_of(postgres_url) == all_of(path)
+
+
+def test_who_gets_in_between_two_transactions_of_a_batch_is_found_out(
+    path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from aegis_store.copying import events
+
+    append = """
+        INSERT INTO event (session, seq, bytes_before, type, occurred_at, recorded_at, payload)
+        SELECT id, last_seq + 1, total_bytes, 'mine', 1, 1, '{}' FROM session WHERE session_id = 'b'"""
+    woven_in(path, ["a", "a", "b", "c", "b", "a"])
+    commit, *begin = events._NEXT_TRANSACTION
+    monkeypatch.setattr(events, "_NEXT_TRANSACTION", (commit, append, commit, *begin))
+    with pytest.raises(StoreUnavailable, match="it is not as the copy has left it"):
+        EventStore.copy(path, postgres_url)
+    with EventStore.open(postgres_url, prune_on_open=False) as store:
+        assert [(event.session_id, event.position) for event in store.read_all()] == [("a", 1), ("a", 2), ("b", 3)]
+        assert store.verify().ok
+    assert not caplog.records
+
+
+def woven_in(target: str | Path, order: list[str]) -> None:
+    """A store with an event of these sessions each, in this order."""
+    with EventStore.open(target, durability="process", prune_on_open=False) as store:
+        for session_id in sorted(set(order)):
+            store.create_session(session_id)
+        for number, session_id in enumerate(order):
+            store.append(session_id, "t", number)
 
 
 def gapped(store: EventStore) -> list[int]:
