@@ -14,6 +14,7 @@ import errno
 import io
 import os
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -210,8 +211,11 @@ def _opened(directory: Path) -> int | None:
 
 
 def hold(descriptor: int) -> None:
-    """Show others, for as long as the file is open there, that somebody writes it."""
-    if fcntl is not None:
+    """Show others, for as long as the file is open there, that somebody writes it.
+
+    On Linux only: elsewhere this lock and those of SQLite, which writes some drafts, may be one and the same to the kernel.
+    """
+    if sys.platform == "linux" and fcntl is not None:
         with suppress(OSError):  # a file system without locks, where nothing is ever taken for an orphan
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
