@@ -450,8 +450,7 @@ def said_by(*words: str, stdin: bytes = b"", columns: str = "80") -> tuple[int, 
     out, err = (io.TextIOWrapper(output, "utf-8", "backslashreplace", write_through=True) for output in outputs)
     try:
         os.chdir(directory)
-        os.environ |= {"COLUMNS": columns, "HOME": str(directory)}
-        os.environ.pop("AEGIS_STORE_URL", None)
+        os.environ |= {"COLUMNS": columns, "HOME": str(directory), "AEGIS_STORE_URL": world().place_of_commands()}
         sys.argv, sys.stdin = ["aegis-store", *words], io.TextIOWrapper(io.BytesIO(stdin))
         with redirect_stdout(out), redirect_stderr(err), patch("typer.main.get_command", _command):
             code = exits._outcome()
@@ -492,6 +491,7 @@ AT_A_STORE: Final = (
     "state_file",
     "hook",
     "spool_file",
+    "arguments",
     "appended_lines",
 )
 """Those that ask the store that the world has, and no file of SQLite."""

@@ -54,6 +54,10 @@ class World:
         path = self.directory / "shared.db"
         return str(path if path.exists() else self.copy("shared.db"))
 
+    def place_of_commands(self) -> str:
+        """The store of commands that are given none: of which there is one in their directory."""
+        return ""
+
     def fresh(self, name: str) -> str:
         """Where a store is that is as the template, for one input."""
         return str(self.copy(name))
@@ -94,6 +98,9 @@ class ServerWorld(World):
 
     def place_of_all(self) -> str:
         return self._of_all
+
+    def place_of_commands(self) -> str:
+        return self._of_one
 
     def fresh(self, name: str) -> str:
         self._emptied.emptied()
