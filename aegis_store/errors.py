@@ -352,9 +352,10 @@ class NotAnAegisStore(AegisStoreError):
 class StoreCorrupt(AegisStoreError):
     """The store is damaged. It was left as it is."""
 
-    def __init__(
-        self, *, store: str, detail: str, hint: str = "keep a copy of it with its -wal file, then restore a backup"
-    ) -> None:
+    OF_A_FILE = "keep a copy of it with its -wal file, then restore a backup"
+    ON_A_SERVER = "restore a backup of the server"
+
+    def __init__(self, *, store: str, detail: str, hint: str = OF_A_FILE) -> None:
         self.store = store
         self.detail = detail
         super().__init__(f"store {shown(store)} is damaged ({detail}): it was left as it is; {hint}")

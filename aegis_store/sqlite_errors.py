@@ -26,7 +26,8 @@ class ConstraintRefused(AegisStoreError):
 
 def damaged(conn: Connection, detail: str) -> StoreCorrupt:
     """The error for damage met on that connection."""
-    return StoreCorrupt(store=conn.get_execution_options()["store"], detail=detail)
+    hint = StoreCorrupt.ON_A_SERVER if conn.dialect.name == "postgresql" else StoreCorrupt.OF_A_FILE
+    return StoreCorrupt(store=conn.get_execution_options()["store"], detail=detail, hint=hint)
 
 
 def check_intact(conn: Connection, is_intact: bool, record: str) -> None:
@@ -38,10 +39,11 @@ def check_intact(conn: Connection, is_intact: bool, record: str) -> None:
 # The driver of the wheel reports no extended result codes, so the messages of SQLite, the same for decades, have to serve.
 _BUSY: Final = ("database is locked", "database table is locked", "database schema is locked", "locking protocol")
 _FULL: Final = ("database or disk is full", "No space left", "Disk quota exceeded", "File too large")
-# (The codec's: what SQLite says of a damaged schema cannot always be decoded. The overflow: of a sum of counters.)
+# (The codec's: what SQLite says of a damaged schema cannot always be decoded. The overflow: of a sum of counters. The date: no
+# calendar has it, but a plain SQL shell can write it.)
 _CORRUPT: Final = (
     *("malformed", "codec can't decode", "file is not a database", "corrupt", "Could not decode to UTF-8"),
-    "integer overflow",
+    *("integer overflow", "date value out of range"),
 )
 _READ_ONLY: Final = ("readonly database",)
 _CLOSED: Final = ("closed database", "closed cursor", "This Connection is closed")

@@ -40,7 +40,7 @@ def errors_of(server: Server, *, on_loss: Callable[[], None] = lambda: None) -> 
     started_s = time.monotonic()
     try:
         yield
-    except (SQLAlchemyError, psycopg.Error, UnicodeError, OSError) as error:
+    except (SQLAlchemyError, psycopg.Error, UnicodeError, OverflowError, OSError) as error:
         found = translated(server, error, waited_ms=int((time.monotonic() - started_s) * 1000))
         if isinstance(found, StoreUnavailable):
             on_loss()
@@ -61,8 +61,8 @@ def translated(server: Server, error: Exception, *, waited_ms: int) -> AegisStor
         return StoreBusy(store=store, waited_ms=waited_ms, detail=f"has done nothing ({message}): try again")
     if state in _FULL or any(text in message for text in _NO_ROOM):
         return StoreFull(store=store, detail=message)
-    if state in _CORRUPT:
-        return StoreCorrupt(store=store, detail=message, hint="restore a backup of the server")
+    if state in _CORRUPT or isinstance(error, OverflowError):  # a time that no calendar has, but a plain SQL shell can write
+        return StoreCorrupt(store=store, detail=message, hint=StoreCorrupt.ON_A_SERVER)
     if state in _READ_ONLY:
         return ReadOnlyStore(store=store, hint=_HOW_TO_WRITE)
     return StoreUnavailable(store=store, detail=_why_unavailable(state, message))

@@ -17,7 +17,7 @@ from aegis_store.retention.truncate import Removed
 from aegis_store.schema import prune_run
 from aegis_store.sessions import now_us
 from aegis_store.settings import MAX_PRUNE_RUNS
-from aegis_store.sqlite_errors import check_intact
+from aegis_store.sqlite_errors import check_intact, damaged
 
 Trigger = Literal["startup", "maintenance", "api", "cli"]
 
@@ -143,9 +143,19 @@ def history(conn: Connection, limit: int) -> list[PruneRun]:
             bytes=row.bytes,
             sessions=row.sessions,
             sessions_forgotten=row.sessions_forgotten,
-            by_reason=json.loads(row.reasons),
+            by_reason=_reasons(conn, row),
             duration_s=row.duration_us / 1e6,
             outcome=row.outcome,
         )
         for row in rows
     ]
+
+
+def _reasons(conn: Connection, row: Any) -> dict[str, int]:
+    try:
+        found = json.loads(row.reasons)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(type(events) is int for events in found.values()):
+        raise damaged(conn, f"run {row.id} of a prune has something else where its reasons belong")
+    return found
