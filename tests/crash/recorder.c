@@ -60,6 +60,19 @@ static int is_below(const char *name)
     return name[directory_length] == '/' || name[directory_length] == '\0';
 }
 
+/* The name as it is without `at`, a directory that is open, or AT_FDCWD. */
+static const char *whole_name(int at, const char *name, char *buffer)
+{
+    if (log_descriptor < 0 || at == AT_FDCWD || name[0] == '/')
+        return name;
+    char link[40];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", at);
+    ssize_t length = readlink(link, buffer, PATH_MAX);
+    length = length < 0 ? 0 : length;
+    snprintf(buffer + length, PATH_MAX, "/%s", name);
+    return buffer;
+}
+
 static uint64_t inode_of(int descriptor)
 {
     struct stat status;
@@ -89,7 +102,9 @@ static void note_change(char kind, int descriptor, int64_t number, const void *d
 
 static int opened(int at, const char *name, int flags, mode_t mode)
 {
+    char buffer[2 * PATH_MAX + 1];
     int descriptor = syscall(SYS_openat, at, name, flags, mode);
+    name = whole_name(at, name, buffer);
     if (descriptor >= 0 && (flags & (O_CREAT | O_TRUNC)) && is_below(name))
         note(flags & O_TRUNC ? 'O' : 'o', inode_of(descriptor), 0, name, NULL, 0);
     return descriptor;
@@ -169,7 +184,9 @@ int fdatasync(int descriptor) { return synced(SYS_fdatasync, descriptor); }
 
 int linkat(int from_at, const char *from, int to_at, const char *to, int flags)
 {
+    char buffers[2][2 * PATH_MAX + 1];
     int result = syscall(SYS_linkat, from_at, from, to_at, to, flags);
+    from = whole_name(from_at, from, buffers[0]), to = whole_name(to_at, to, buffers[1]);
     if (result == 0 && is_below(to))
         note('l', 0, 0, from, to, strlen(to));
     return result;
@@ -177,7 +194,9 @@ int linkat(int from_at, const char *from, int to_at, const char *to, int flags)
 
 int renameat(int from_at, const char *from, int to_at, const char *to)
 {
+    char buffers[2][2 * PATH_MAX + 1];
     int result = syscall(SYS_renameat2, from_at, from, to_at, to, 0);
+    from = whole_name(from_at, from, buffers[0]), to = whole_name(to_at, to, buffers[1]);
     if (result == 0 && is_below(to))
         note('r', 0, 0, from, to, strlen(to));
     return result;
@@ -185,7 +204,9 @@ int renameat(int from_at, const char *from, int to_at, const char *to)
 
 int unlinkat(int at, const char *name, int flags)
 {
+    char buffer[2 * PATH_MAX + 1];
     int result = syscall(SYS_unlinkat, at, name, flags);
+    name = whole_name(at, name, buffer);
     if (result == 0 && is_below(name))
         note('u', 0, 0, name, NULL, 0);
     return result;
@@ -193,7 +214,9 @@ int unlinkat(int at, const char *name, int flags)
 
 int mkdirat(int at, const char *name, mode_t mode)
 {
+    char buffer[2 * PATH_MAX + 1];
     int result = syscall(SYS_mkdirat, at, name, mode);
+    name = whole_name(at, name, buffer);
     if (result == 0 && is_below(name))
         note('d', 0, 0, name, NULL, 0);
     return result;

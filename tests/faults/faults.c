@@ -68,15 +68,20 @@ static int is_watched(int fd) { return fd >= 0 && fd < DESCRIPTORS && below[fd];
 
 static void *real(const char *name) { return dlsym(RTLD_NEXT, name); }
 
-static int opened(int fd, const char *path) {
-    if (fd >= 0 && fd < DESCRIPTORS) below[fd] = is_below(path);
+/* The name as `at` has it: a directory that is open, or AT_FDCWD. */
+static int is_below_at(int at, const char *path) {
+    return path && path[0] != '/' && at != AT_FDCWD ? is_watched(at) : is_below(path);
+}
+
+static int opened(int fd, int at, const char *path) {
+    if (fd >= 0 && fd < DESCRIPTORS) below[fd] = is_below_at(at, path);
     return fd;
 }
 
-static int refuses_to_open(const char *path, int flags) {
+static int refuses_to_open(int at, const char *path, int flags) {
     struct stat status;
-    if (!is_below(path)) return 0;
-    if ((flags & O_CREAT) && lstat(path, &status) && verdict(CREATE)) return 1;
+    if (!is_below_at(at, path)) return 0;
+    if ((flags & O_CREAT) && fstatat(at, path, &status, AT_SYMLINK_NOFOLLOW) && verdict(CREATE)) return 1;
     return verdict(OPEN);
 }
 
@@ -91,17 +96,17 @@ static int refuses_to_open(const char *path, int flags) {
 
 int open(const char *path, int flags, ...) {
     MODE
-    return refuses_to_open(path, flags) ? -1 : opened(REAL(open)(path, flags, mode), path);
+    return refuses_to_open(AT_FDCWD, path, flags) ? -1 : opened(REAL(open)(path, flags, mode), AT_FDCWD, path);
 }
 
 int open64(const char *path, int flags, ...) {
     MODE
-    return refuses_to_open(path, flags) ? -1 : opened(REAL(open64)(path, flags, mode), path);
+    return refuses_to_open(AT_FDCWD, path, flags) ? -1 : opened(REAL(open64)(path, flags, mode), AT_FDCWD, path);
 }
 
 int openat64(int at, const char *path, int flags, ...) {
     MODE
-    return refuses_to_open(path, flags) ? -1 : opened(REAL(openat64)(at, path, flags, mode), path);
+    return refuses_to_open(at, path, flags) ? -1 : opened(REAL(openat64)(at, path, flags, mode), at, path);
 }
 
 int close(int fd) {
@@ -137,8 +142,19 @@ int link(const char *from, const char *to) {
     return is_below(to) && verdict(LINK) ? -1 : REAL(link)(from, to);
 }
 
+int linkat(int from_at, const char *from, int to_at, const char *to, int flags) {
+    if (has_no_links) return errno = EPERM, -1;
+    return is_below_at(to_at, to) && verdict(LINK) ? -1 : REAL(linkat)(from_at, from, to_at, to, flags);
+}
+
+int renameat(int from_at, const char *from, int to_at, const char *to) {
+    return is_below_at(to_at, to) && verdict(RENAME) ? -1 : REAL(renameat)(from_at, from, to_at, to);
+}
+
 int rename(const char *from, const char *to) { return is_below(to) && verdict(RENAME) ? -1 : REAL(rename)(from, to); }
 int unlink(const char *path) { return is_below(path) && verdict(UNLINK) ? -1 : REAL(unlink)(path); }
 int rmdir(const char *path) { return is_below(path) && verdict(UNLINK) ? -1 : REAL(rmdir)(path); }
-int unlinkat(int at, const char *path, int flags) { return is_watched(at) && verdict(UNLINK) ? -1 : REAL(unlinkat)(at, path, flags); }
+int unlinkat(int at, const char *path, int flags) {
+    return is_below_at(at, path) && verdict(UNLINK) ? -1 : REAL(unlinkat)(at, path, flags);
+}
 int mkdir(const char *path, mode_t mode) { return is_below(path) && verdict(MKDIR) ? -1 : REAL(mkdir)(path, mode); }

@@ -91,17 +91,26 @@ class SharedStore:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._connection = connect(url)
-        self._execute("SET session_replication_role = replica")  # without the triggers that refuse it
+        self._connection = self._connected()
 
     def emptied(self) -> str:
         """Its URL, when it is as new."""
-        (rows,) = self._execute(_COUNT).fetchone() or (0,)
+        try:
+            (rows,) = self._execute(_COUNT).fetchone() or (0,)
+        except psycopg.OperationalError:  # the last test has ended all connections there
+            self._connection.close()
+            self._connection = self._connected()
+            (rows,) = self._execute(_COUNT).fetchone() or (0,)
         self._execute(f"BEGIN; {_TRUNCATE if rows > _MANY_ROWS else _DELETE}; {_AS_NEW}; COMMIT")
         return self._url
 
     def close(self) -> None:
         self._connection.close()
+
+    def _connected(self) -> "psycopg.Connection[tuple[Any, ...]]":
+        connection = connect(self._url)
+        connection.execute("SET session_replication_role = replica")  # without the triggers that refuse it
+        return connection
 
     def _execute(self, sql: str) -> "psycopg.Cursor[tuple[Any, ...]]":
         return self._connection.execute(sql.encode())
