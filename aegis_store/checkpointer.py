@@ -3,7 +3,8 @@
 SQLite's own checkpoints run inside some writer's commit, which then takes ten to twenty milliseconds. This thread's run
 beside the writers, and only while this store writes. Beside writers that never pause, though, it never catches up with the
 last of them, so that SQLite would never begin the log anew: where the log has grown long, it takes a turn as a writer does
-and finishes, which is little work then, but for the file's fsync.
+and finishes, which is little work then, but for the file's fsync. Commits checkpoint only while this thread cannot: one that
+came as a long reader, a backup say, let go of a log of 1 GB would bring in all of it, and hold up everybody for half a second.
 
 A SQLite with the WAL-reset bug (`driver.has_wal_reset_bug`) may lose commits when one connection checkpoints while another
 commits. There every checkpoint, of this thread and of all else, runs while this store's writer holds SQLite's own write lock
@@ -28,6 +29,7 @@ from aegis_store.settings import (
     LOG_PAGES_FEW,
     LOG_PAGES_LIMIT,
     LOG_PAGES_MAX,
+    LOG_PAGES_OF_WRITERS,
 )
 from aegis_store.sqlite_errors import errors_of
 
@@ -60,6 +62,8 @@ class Checkpointer:
         self._turn = turn
         self.at_work = threading.Lock()
         """Held while the connection is in use."""
+        self.pages_left_to_writers = 0
+        """A commit is to checkpoint a log of so many pages; 0: none is."""
         self._connection: Any = None
         self._written = threading.Lock()  # released: something was written since the thread looked
         self._written.acquire()
@@ -79,8 +83,12 @@ class Checkpointer:
         with self._starting:
             if self._thread is None and not self._stopped.is_set():
                 thread = threading.Thread(target=self._run, name="aegis-store checkpointer", daemon=True)
-                with suppress(RuntimeError):  # no more threads are to be had: SQLite's own checkpoints have to do
+                try:
                     thread.start()
+                except RuntimeError:  # no more threads are to be had: the next write tries again
+                    self._written.acquire(blocking=False)
+                    self._leave_to_writers()
+                else:
                     self._thread = thread
 
     def run(self) -> None:
@@ -116,8 +124,10 @@ class Checkpointer:
                         self._checkpoint_alone(self._connected())
                     else:
                         self._checkpoint_beside(self._connected())
+                self.pages_left_to_writers = 0
             except (driver.dbapi.Error, AegisStoreError) as error:
                 # What is in the log is safe there. The next write has it tried again.
+                self._leave_to_writers()
                 log(
                     logging.WARNING,
                     "checkpoint_put_off",
@@ -126,6 +136,10 @@ class Checkpointer:
                     error,
                     error=type(error).__name__,
                 )
+
+    def _leave_to_writers(self) -> None:
+        if not self._alone:
+            self.pages_left_to_writers = LOG_PAGES_OF_WRITERS
 
     def _connected(self) -> Any:
         if self._connection is None:

@@ -14,7 +14,7 @@ from sqlalchemy.util import LRUCache
 from aegis_store import driver
 from aegis_store.errors import SchemaMismatch, StoreUnavailable
 from aegis_store.schema import HEAD, REVISION_SQL
-from aegis_store.settings import CHECKPOINT_READERS_MS, LOG_PAGES_OF_WRITERS
+from aegis_store.settings import CHECKPOINT_READERS_MS
 from aegis_store.sqlite_errors import is_busy, is_read_only
 from aegis_store.target import Target
 
@@ -81,16 +81,15 @@ class Connections:
             self._set(connection, "query_only", "ON", 1)
         return connection
 
-    def make_writer(self, connection: Any, *, checkpoints: bool) -> None:
-        """Turn a reader's connection into the writer's, which has SQLite checkpoint only a very long log, or none."""
+    def make_writer(self, connection: Any) -> None:
+        """Turn a reader's connection into the writer's, whose commits do not checkpoint."""
         name, value = _SYNCHRONOUS[self.durability]
         with _closed_if_unfit(connection):
             self._set(connection, "query_only", "OFF", 0)
             self._set(connection, "synchronous", name, value)
             # Stores are created in WAL mode. If someone switched it off, this switches it on again, or finds that it cannot.
             self._set(connection, "journal_mode", "WAL", "wal")
-            pages = LOG_PAGES_OF_WRITERS if checkpoints else 0
-            self._set(connection, "wal_autocheckpoint", str(pages), pages)
+            self._set(connection, "wal_autocheckpoint", "0", 0)
             self._set(connection, "busy_timeout", "0", 0)  # from here on the writer waits by itself
             self._refuse_if_degraded(connection)
 

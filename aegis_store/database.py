@@ -69,7 +69,7 @@ class Database:
         alone = driver.has_wal_reset_bug(driver.VERSION_INFO)
         open_here.update([target.path])
         try:
-            self._writer = None if read_only else Writer(connections, checkpoints=not alone)
+            self._writer = None if read_only else Writer(connections)
         except BaseException:
             open_here.subtract([target.path])
             self._engine.dispose()
@@ -248,6 +248,7 @@ class Database:
             raise StoreBusy(store=str(self.target), waited_ms=int(waited_s * 1000))
         writer: Any = self._writer
         writer.prepare(asked_s)
+        writer.checkpoint_from(self._checkpointer.pages_left_to_writers)
         return cast(Writer, writer)
 
     def _after_error(self, error: BaseException) -> None:

@@ -113,7 +113,7 @@ LOG_PAGES_MAX: Final = 5000
 LOG_PAGES_FEW: Final = 256
 LOG_PAGES_LIMIT: Final = 6500
 
-# Where no thread is to be had, a writer's commit checkpoints a log of so many pages; never on a SQLite with the WAL-reset bug.
+# Where that thread cannot, a writer's commit checkpoints a log of so many pages; never on a SQLite with the WAL-reset bug.
 LOG_PAGES_OF_WRITERS: Final = 10_000
 
 # Where writers wait for each checkpoint (a SQLite with the WAL-reset bug), a store that writes little has one so often.

@@ -19,9 +19,8 @@ from aegis_store.turns import Rows, Statement
 class Writer:
     """The writing connection of one open store, replaced when an interruption has left it in an unknown state."""
 
-    def __init__(self, connections: Connections, *, checkpoints: bool) -> None:
+    def __init__(self, connections: Connections) -> None:
         self._connections = connections
-        self._checkpoints = checkpoints
         self._store = str(connections.target)
         self._patience_s = connections.busy_timeout_ms / 1000
         self._is_lost = False
@@ -37,7 +36,8 @@ class Writer:
             raw: Any = connection.connection.dbapi_connection
             self.driver, self.connection = raw, connection
             connection.detach()
-            self._connections.make_writer(raw, checkpoints=self._checkpoints)
+            self._connections.make_writer(raw)
+            self._checkpoint_pages = 0
             self.cursor = raw.cursor()
 
     def prepare(self, asked_s: float) -> None:
@@ -45,6 +45,12 @@ class Writer:
         self.asked_s = asked_s
         if self._is_lost or self.driver.in_transaction or self.connection.invalidated:
             self._replace()
+
+    def checkpoint_from(self, pages: int) -> None:
+        """Have a commit that makes the log so long, or finds it so, checkpoint. 0: have none of them do it."""
+        if pages != self._checkpoint_pages:
+            self.driver.execute(f"PRAGMA wal_autocheckpoint = {pages}").close()
+            self._checkpoint_pages = pages
 
     def _begin(self, _: Connection) -> None:
         self._when_free(lambda: self.cursor.execute("BEGIN IMMEDIATE"))

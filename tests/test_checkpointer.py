@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from aegis_store import checkpointer, driver
+from aegis_store import EventStore, NewEvent, checkpointer, driver
 from aegis_store.connections import Connections
-from aegis_store.settings import CHECKPOINT_PAGES
+from aegis_store.settings import CHECKPOINT_PAGES, LOG_PAGES_OF_WRITERS
 from tests.conftest import OpenStore
 
 WAIT_S = 60
@@ -38,6 +38,10 @@ def log_of(path: Path) -> tuple[int, int]:
     _, pages, done = connection.execute("PRAGMA wal_checkpoint(NOOP)").fetchone()
     connection.close()
     return pages, done
+
+
+def autocheckpoint(store: EventStore) -> int:
+    return int(store._db.writer.driver.execute("PRAGMA wal_autocheckpoint").fetchone()[0])
 
 
 @fixed_sqlite
@@ -94,7 +98,7 @@ def test_with_the_wal_reset_bug_no_commit_checkpoints_and_the_log_is_brought_in_
 ) -> None:
     store = open_store()
     store.create_session("s")
-    assert store._db.writer.driver.execute("PRAGMA wal_autocheckpoint").fetchone() == (0,)
+    assert autocheckpoint(store) == 0
     for _ in range(6):
         store.append("s", "t", "x" * 1_000_000)
     wait_for(lambda: path.stat().st_size > 6_000_000)
@@ -128,6 +132,49 @@ def test_a_long_log_that_a_reader_held_is_brought_in_beside_the_writers(
     store.append("s", "t", {})
     wait_for(lambda: "RESTART" in [mode for mode, _ in done])
     assert dict(done)["RESTART"] < 1000
+
+
+@fixed_sqlite
+def test_no_commit_brings_in_the_long_log_that_a_reader_has_let_go_of(open_store: OpenStore, path: Path) -> None:
+    """It would hold up all writers: half a second for what a backup had left of 1 GB."""
+    store = open_store(maintain_every=None)
+    store.create_session("s")
+    reader = driver.dbapi.connect(str(path), isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM event").fetchall()
+    while log_of(path)[0] <= LOG_PAGES_OF_WRITERS:
+        store.append_many("s", [NewEvent(type="t", payload="x" * 1_000_000)] * 10)
+    with store._db._checkpointer.at_work:  # the thread that is to do it has not come to it
+        done = log_of(path)[1]
+        reader.close()
+        store.append("s", "t", {})
+        assert log_of(path)[1] == done < CHECKPOINT_PAGES
+    wait_for(lambda: log_of(path)[0] - log_of(path)[1] < CHECKPOINT_PAGES)
+
+
+@fixed_sqlite
+def test_while_no_thread_is_to_be_had_commits_bring_in_the_log(
+    open_store: OpenStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(maintain_every=None)
+
+    class NoMore(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointer, "LOG_PAGES_OF_WRITERS", 300)
+        patch.setattr(threading, "Thread", NoMore)
+        store.create_session("s")
+        for _ in range(6):
+            store.append("s", "t", "x" * 1_000_000)
+        assert not threads()
+        assert log_of(path)[0] - log_of(path)[1] < 300 < path.stat().st_size / 8192
+    store.append("s", "t", {})
+    assert len(threads()) == 1
+    wait_for(lambda: store._db._checkpointer.pages_left_to_writers == 0)
+    store.append("s", "t", {})
+    assert autocheckpoint(store) == 0
 
 
 @fixed_sqlite
@@ -232,6 +279,8 @@ def test_a_checkpoint_that_fails_is_logged_and_tried_again(
         with caplog.at_level(logging.WARNING):
             store.create_session("s")
             wait_for(lambda: any("disk I/O error" in record.message for record in caplog.records))
+    store.append("s", "t", {})
+    assert autocheckpoint(store) == LOG_PAGES_OF_WRITERS
     for _ in range(6):
         store.append("s", "t", "x" * 1_000_000)
     wait_for(lambda: log_of(path)[0] - log_of(path)[1] < CHECKPOINT_PAGES)
