@@ -1,7 +1,6 @@
 """What the tests share: stores that are cheap to make, and a plain SQL shell."""
 
 import compileall
-import multiprocessing
 import random
 import shutil
 import sqlite3
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aegis_store import EventStore, driver
+from tests import forked
 
 if TYPE_CHECKING:
     from tests.postgres.server import Postgres
@@ -37,16 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def context() -> ForkServerContext:
     """Starts processes in milliseconds: each is a fork of one that has imported all and opened nothing."""
-    context = multiprocessing.get_context("forkserver")
-    # One serves all tests of a run, whichever asks first.
-    context.set_forkserver_preload(
-        [
-            *("tests.crash.writers", "tests.crash.removers", "tests.cli.conftest"),
-            *("aegis_store.aio", "aegis_store.cli.app", "alembic.command", "sqlalchemy.dialects.sqlite", "rich.console"),
-            *("aegis_store.recording", "pydantic"),
-        ]
-    )
-    return context
+    return forked.context()
 
 
 @pytest.fixture

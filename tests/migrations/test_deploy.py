@@ -3,8 +3,6 @@
 import asyncio
 import gzip
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +24,10 @@ from aegis_store import (
     migrate,
     schema,
 )
+from aegis_store.cli import main
 from aegis_store.settings import DEFAULT_BUSY_TIMEOUT_MS, MIGRATION_PATIENCE_S
 from aegis_store.target import Target
+from tests.forked import Command
 from tests.migrations.test_migrations import ROOT, alembic, checkout_with, connect, finished, url_of
 
 Deploy = Callable[..., None]
@@ -211,16 +211,9 @@ def old(tmp_path: Path) -> Path:
     return path
 
 
-def upgrading(store: Path) -> "subprocess.Popen[str]":
+def upgrading(store: Path) -> Command:
     """`aegis-store upgrade`, in a process of its own."""
-    program = "from aegis_store.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", program, "upgrade", "--db", str(store)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Command(main, ("aegis-store", "upgrade", "--db", str(store)), directory=ROOT, environment=os.environ)
 
 
 def test_of_two_deploys_at_once_one_moves_the_store_and_the_other_finds_it_done(old: Path) -> None:

@@ -5,8 +5,6 @@ import os
 import shutil
 import sqlite3
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 from alembic.config import Config
+from alembic.config import main as alembic_main
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 from sqlalchemy.dialects import postgresql
@@ -25,6 +24,7 @@ from aegis_store.target import Target
 from aegis_store.triggers import SQLITE_TRIGGERS
 from aegis_store.verify.structure import Shape, shape
 from aegis_store.views import SQLITE_VIEWS
+from tests.forked import Command
 
 ROOT = Path(__file__).resolve().parents[2]
 URL_VARIABLE = "AEGIS_STORE_URL"
@@ -35,36 +35,26 @@ INDEXES = (
 )
 
 
-def alembic(*arguments: str, config: Path = ROOT / "alembic.ini", url: str | None = None) -> "subprocess.Popen[str]":
+def alembic(*arguments: str, config: Path = ROOT / "alembic.ini", url: str | None = None) -> Command:
     """Alembic as a person starts it; `url` is in the environment."""
     environment = {name: value for name, value in os.environ.items() if name != URL_VARIABLE}
-    environment["PYTHONPATH"] = str(ROOT)
     if url is not None:
         environment[URL_VARIABLE] = url
-    return subprocess.Popen(
-        [sys.executable, "-m", "alembic", "-c", str(config), *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Command(alembic_main, ("alembic", "-c", str(config), *arguments), directory=ROOT, environment=environment)
 
 
-def finished(process: "subprocess.Popen[str]") -> str:
-    """What the process said, once it has ended well."""
-    with process:
-        out, err = process.communicate()
-    assert process.returncode == 0, out + err
-    return out + err
+def finished(command: Command) -> str:
+    """What it said, once it has ended well."""
+    done = command.ended()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
-def failed(process: "subprocess.Popen[str]") -> str:
-    """What the process said, once it has ended badly."""
-    with process:
-        out, err = process.communicate()
-    assert process.returncode != 0, out + err
-    return out + err
+def failed(command: Command) -> str:
+    """What it said, once it has ended badly."""
+    done = command.ended()
+    assert done.returncode != 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def url_of(path: Path) -> tuple[str, str]:
@@ -168,8 +158,7 @@ def test_without_a_url_the_error_is_one_line_that_says_how_to_give_one(tmp_path:
 
 @pytest.mark.parametrize("command", ["current", "check", "history"])
 def test_looking_at_a_path_where_nothing_stands_makes_no_file(tmp_path: Path, command: str) -> None:
-    with alembic(*url_of(tmp_path / "new.db"), command) as process:
-        process.communicate()
+    alembic(*url_of(tmp_path / "new.db"), command).ended()
     assert list(tmp_path.iterdir()) == []
 
 
