@@ -49,7 +49,8 @@ class Writer:
     def checkpoint_from(self, pages: int) -> None:
         """Have a commit that makes the log so long, or finds it so, checkpoint. 0: have none of them do it."""
         if pages != self._checkpoint_pages:
-            self.driver.execute(f"PRAGMA wal_autocheckpoint = {pages}").close()
+            with errors_of(self._store):
+                self.driver.execute(f"PRAGMA wal_autocheckpoint = {pages}").close()
             self._checkpoint_pages = pages
 
     def _begin(self, _: Connection) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aegis_store import EventStore, NewEvent, checkpointer, driver
+from aegis_store import EventStore, NewEvent, StoreUnavailable, checkpointer, driver
 from aegis_store.connections import Connections
 from aegis_store.settings import CHECKPOINT_PAGES, LOG_PAGES_OF_WRITERS
 from tests.conftest import OpenStore
@@ -49,6 +49,7 @@ def test_it_runs_from_the_first_write_until_the_store_is_closed(open_store: Open
     store = open_store(maintain_every=None)
     store.stats()
     assert not threads()
+    assert autocheckpoint(store) == 0  # nor does the first commit, all that a hook makes, do its work
     store.create_session("s")
     assert len(threads()) == 1
     store.close()
@@ -175,6 +176,27 @@ def test_while_no_thread_is_to_be_had_commits_bring_in_the_log(
     wait_for(lambda: store._db._checkpointer.pages_left_to_writers == 0)
     store.append("s", "t", {})
     assert autocheckpoint(store) == 0
+
+
+@fixed_sqlite
+def test_a_setting_that_cannot_be_changed_is_an_error_of_the_store(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(maintain_every=None)
+    store.create_session("s")
+
+    class Failing:
+        in_transaction = False
+
+        def execute(self, _: str) -> None:
+            raise driver.dbapi.OperationalError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._db._checkpointer, "pages_left_to_writers", 300)
+        patch.setattr(store._db.writer, "driver", Failing())
+        with pytest.raises(StoreUnavailable, match="out of memory"):
+            store.append("s", "t", {})
+    assert store.append("s", "t", {}).seq == 1
 
 
 @fixed_sqlite

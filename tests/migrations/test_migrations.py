@@ -5,6 +5,8 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -167,6 +169,14 @@ def test_a_command_for_a_standing_store_makes_no_new_one(tmp_path: Path, argumen
     said = failed(alembic(*url_of(tmp_path / "new.db"), *arguments)).strip()
     assert len(said.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deploy_starts_alembic_in_an_interpreter_of_its_own(tmp_path: Path) -> None:
+    """The rest forks; this is what stands in the README, in a checkout."""
+    environment = {**os.environ, URL_VARIABLE: str(tmp_path / "new.db")}
+    for arguments in (["upgrade", "head"], ["current"]):
+        said = subprocess.check_output([sys.executable, "-m", "alembic", *arguments], cwd=ROOT, env=environment, text=True)
+    assert f"{schema.HEAD} (head)" in said
 
 
 def test_current_says_the_revision_of_a_standing_store(path: Path) -> None:
